@@ -58,6 +58,7 @@ def main() -> None:
     recall.add_argument("--n", type=int, default=12)
     recall.add_argument("--budgets", type=float, nargs="+", default=[0.1, 0.15, 0.3, 0.5])
     recall.add_argument("--bits", type=int, nargs="+", default=[0, 8], help="of heads kept whole; 0: as they are")
+    recall.add_argument("--window", type=int, help="recent tokens of heads that are not kept whole")
     recall.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     recall.add_argument("--methods", nargs="+", default=["retrieval", "streaming", "snapkv"])
     recall.add_argument("--seed", type=int, default=0)
@@ -204,11 +205,17 @@ def all_plans(model: Any, finding: Any, arguments: argparse.Namespace, length: i
     for budget in arguments.budgets:
         for name in arguments.methods:
             needs = dict.fromkeys(METHODS[name].needs, finding)
-            variants = [{"bits": bits or None} for bits in arguments.bits] if name == "retrieval" else [{}]
+            variants: list[dict[str, Any]] = [{}]
+            if name == "retrieval":
+                variants = [{"bits": bits or None, "window": arguments.window} for bits in arguments.bits]
             for options in variants:
                 made = METHODS[name].load()(budget=budget, length=length, **needs, **options)
-                label = f"{name} {budget:.0%}" + (f" int{options['bits']}" if options.get("bits") else "")
-                plans[label] = made.plan(model)
+                label = f"{name} {budget:.3g}" + (f" int{options['bits']}" if options.get("bits") else "")
+                try:
+                    plans[label] = made.plan(model)
+                except interp.errors.UsageError as error:
+                    print(error, flush=True)
+                    continue
                 if name == "retrieval":
                     plans[f"{label} random"] = made.random_plan(model, arguments.seed)
                     plans[f"{label} inverted"] = made.inverted_plan(model)

@@ -5,10 +5,10 @@
     python benchmarks/quantization.py speed
 
 Loss: next-token cross-entropy of stretches of text, each read in one pass, so inputs of all tokens are quantised. The
-statistics, the calibration text and the sinks are of other stretches. SmolLM2 comes from a file in 4 bits with a scale
-and an offset for every 32 weights, which groups of 32 give back exactly: that says nothing about a method, so the
-default here is groups of 64. Speed: processor time on one thread, all rows interleaved, against the dense model in
-float32 and in bfloat16.
+statistics, the calibration text and the sinks are of other stretches. Differences from the dense model are by text:
+mean and standard error. SmolLM2 comes from a file in 4 bits with a scale and an offset for every 32 weights, which
+groups of 32 give back exactly: that says nothing about a method, so the default here is groups of 64. Speed:
+processor time on one thread, all rows interleaved, against the dense model in float32 and in bfloat16.
 """
 
 from __future__ import annotations
@@ -105,9 +105,9 @@ def known(bridge: Any, model: Any, group: int) -> dict[str, Callable[[], Any]]:
 def loss(bridge: Any, arguments: argparse.Namespace) -> None:
     model = deploy(bridge)
     tokens = corpus(arguments.source, bridge, arguments.n, arguments.length, 0)
-    dense = text_loss(model, tokens)
+    dense = text_losses(model, tokens)
     print(
-        f"{arguments.n} texts of {arguments.length} tokens ({arguments.source}); dense loss {dense:.4f}, "
+        f"{arguments.n} texts of {arguments.length} tokens ({arguments.source}); dense loss {dense.mean():.4f}, "
         f"{storage_bytes(model) / 1e6:.0f} MB",
         flush=True,
     )
@@ -117,17 +117,23 @@ def loss(bridge: Any, arguments: argparse.Namespace) -> None:
         plan = makers[name]()
         made = time.process_time() - began
         with plan.applied(model):
-            found, size = text_loss(model, tokens), storage_bytes(model)
+            found, size = text_losses(model, tokens), storage_bytes(model)
+        more = found - dense
+        error = more.std(ddof=1) / np.sqrt(len(more)) if len(more) > 1 else float("nan")
         kind = "real" if plan.real else "simulated"
-        print(f"{name:30s} {found:.4f} {found - dense:+.4f} {size / 1e6:5.0f} MB {kind}, {made:.0f} s", flush=True)
+        print(
+            f"{name:30s} {found.mean():.4f} {more.mean():+.4f} ± {error:.4f} {size / 1e6:5.0f} MB {kind}, {made:.0f} s",
+            flush=True,
+        )
 
 
-def text_loss(model: Any, tokens: torch.Tensor) -> float:
+def text_losses(model: Any, tokens: torch.Tensor) -> np.ndarray:
+    """The mean loss of each text."""
     rows = []
     for text in tokens:
         logits = model(input_ids=text[None], use_cache=False).logits[0, :-1].float()
         rows.append(float(torch.nn.functional.cross_entropy(logits, text[1:])))
-    return float(np.mean(rows))
+    return np.array(rows)
 
 
 def speed(bridge: Any, arguments: argparse.Namespace) -> None:

@@ -25,9 +25,10 @@ from interp.efficiency.kv_cache import (
     SnapKVCache,
     StreamingCache,
 )
+from interp.efficiency.kv_cache.attention import Step, attend
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.pyramidkv import even
-from interp.efficiency.kv_cache.quantized_store import Codes
+from interp.efficiency.kv_cache.quantized_store import Codes, Quantized
 from interp.efficiency.kv_cache.rope import rotation
 from interp.efficiency.registry import METHODS
 from interp.errors import UsageError
@@ -229,6 +230,25 @@ class TestWhatIsKept:
             step = (x.amax(2, keepdim=True) - x.amin(2, keepdim=True)) / (2**bits - 1)
             assert ((codes.decoded() - x).abs() <= 0.5 * step + 1e-6).all()
             assert codes.codes.shape[-1] == (6 if bits == 8 else 3)
+
+    @pytest.mark.parametrize("bits", [8, 4])
+    @pytest.mark.parametrize("softcap", [None, 2.0])
+    def test_multiplying_codes_is_multiplying_what_they_stand_for(self, bits, softcap):
+        draw = torch.Generator().manual_seed(3)
+        real = torch.ones(2, 41, dtype=torch.bool)
+        real[1, :5] = False
+        held = Quantized(bits=bits, group=8, sinks=2, residual=4)
+        keys, values = (torch.randn(2, 2, 41, 6, generator=draw) for _ in range(2))
+        held.step(torch.randn(2, 4, 41, 6, generator=draw), keys, values, Step(0.4, softcap, real))
+        for _ in range(20):  # groups fill up on the way
+            query, key, value = (torch.randn(2, n, 1, 6, generator=draw) for n in (4, 2, 2))
+            past = held.decoded()
+            valid = torch.cat([held.valid, torch.ones(2, 1, dtype=torch.bool)], 1)
+            found = held.step(query, key, value, Step(0.4, softcap))
+            both = torch.cat([past[0], key], 2), torch.cat([past[1], value], 2)
+            close(found, attend(query, *both, Step(0.4, softcap), valid[:, None, None]), atol=1e-5)
+        assert held.coded == 48
+        assert len(held.tensors()) == 2 + 1 + 2 * 3
 
     def test_eight_bits_are_nearer_to_the_dense_model_than_four(self, model):
         dense, far = logits(generated(model, TOKENS, 1)), {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import warnings
 
 import numpy as np
 import pytest
@@ -386,3 +387,18 @@ def test_a_sink_ruins_inputs_in_8_bits_with_one_scale_unless_it_is_kept(smollm2)
     assert ruined - dense > 0.5
     assert kept - dense < 0.5 * (ruined - dense)
     assert kept < drawn
+
+
+def test_weights_that_are_on_the_grid_already_are_told():
+    model = deploy(tiny("llama"))
+    plan = RTN(bits=4, group=16)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        plan.plan(model)
+    for layer in model.model.layers:
+        weight = layer.self_attn.q_proj.weight
+        weight.data = rounded(weight.data, Scheme(bits=4, format="affine", group=16)).decoded()
+    with pytest.warns(
+        UserWarning, match=r"on a grid of 4 bits in groups of 16 already.*a group of 32 would"
+    ):
+        plan.plan(model)

@@ -1,8 +1,8 @@
 """The cache as 8-bit or 4-bit integers, sinks in full precision.
 
 Liu et al. 2024, KIVI (arXiv 2402.02750): keys by channel, values by token. Sinks (Xiao et al. 2023) are kept as they
-are: their keys and values are unlike the others', and everything attends to them. Bytes are really saved; time is not:
-every step turns the codes back, on a CPU at a third to half of the speed.
+are: their keys and values are unlike the others', and everything attends to them. A single token is multiplied with the
+codes as they are; several at once with keys and values turned back.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,14 +15,18 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
-from interp.efficiency.quantization.codes import Scheme
+from interp.efficiency.quantization.codes import Scheme, rounded
 from interp.efficiency.quantization.plan import QuantPlan
+from interp.efficiency.quantization.solvers import output_error
 from interp.efficiency.quantization.spots import HEAD, Spot, is_tied, spots
 from interp.efficiency.quantization.statistics import sizes
 from interp.engine.progress import track
 from interp.errors import UsageError
 from interp.results.finding import Finding
 from interp.results.findings import ActivationStatistics
+
+_ON_GRID = 1e-3
+"""Share of error below which weights are what their codes say; rounding other weights in groups of 64 gives 0.8 %."""
 
 __all__ = ["Choice", "QuantMethod", "bits_of", "integers", "without_sinks"]
 
@@ -117,6 +122,7 @@ class QuantMethod(ABC):
     @torch.no_grad()
     def _rows(self, hf: PreTrainedModel) -> Iterator[tuple[Spot, Choice]]:
         wanted = [spot for spot in spots(hf).values() if not any(part in spot.name for part in self.skip)]
+        first = True
         with track(len(wanted), f"{self.name}: layers") as advance:
             for spot in wanted:
                 advance(1)
@@ -131,6 +137,8 @@ class QuantMethod(ABC):
                         f"{self.name}: groups of {choice.scheme.group} do not divide the {columns} "
                         f"{choice.scheme.axis}s of {spot.name}; take one of {_divisors(columns)}"
                     )
+                if first:
+                    first = _tell_of_grid(self.name, spot, choice.scheme)
                 yield spot, choice
 
 
@@ -167,6 +175,22 @@ def without_sinks(finding: ActivationStatistics, spot: Spot, metric: str) -> Flo
     """Statistics of what enters a layer, sinks left out."""
     assert spot.layer is not None
     return sizes(finding, spot.layer, spot.part, metric, sinks=False)
+
+
+def _tell_of_grid(name: str, spot: Spot, scheme: Scheme) -> bool:
+    """Warns where a layer's weights lie on the grid already, as those from a file in 4 bits do; false: told once."""
+    plain = Scheme(bits=scheme.bits, format=scheme.format, group=scheme.group, axis=scheme.axis)
+    if scheme.bits == 4 and not spot.weight.is_meta:
+        weight = spot.weight.detach().float()
+        error = output_error(weight, rounded(weight, plain).decoded(), None)
+        if error < _ON_GRID:
+            warnings.warn(
+                f"{name}: the weights of {spot.name} are on a grid of 4 bits in groups of {scheme.group} already (from "
+                "a file in 4 bits?), so the loss of this plan says nothing about the method; a group of "
+                f"{2 * (scheme.group or 16)} would",
+                stacklevel=2,
+            )
+    return False
 
 
 def _divisors(columns: int) -> str:
