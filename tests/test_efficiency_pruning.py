@@ -14,6 +14,7 @@ from prompts import random_task
 
 import interp
 from interp.efficiency import Cost, Plan, Text, deploy, deployment, tradeoff
+from interp.efficiency.decoding import storage_bytes
 from interp.efficiency.kv_cache import FullCache, RetrievalCache, StreamingCache
 from interp.efficiency.pruning import (
     ActivationNormPruning,
@@ -31,6 +32,7 @@ from interp.efficiency.pruning import (
     count,
 )
 from interp.efficiency.pruning.anatomy import anatomy
+from interp.efficiency.pruning.multipruner import block_parameters
 from interp.efficiency.pruning.sparse_plan import matrices
 from interp.errors import UsageError
 from interp.results import scores
@@ -195,16 +197,12 @@ def test_parameters_and_flops_of_the_ledger_are_those_of_the_model_afterwards(mo
     plan = plan_of(model, **EVERYTHING)
     found = plan.ledger(model, 9, batch=2)
     own = count(plan.made_permanent(model), 9)
-    assert (
-        found.weight_bytes.after
-        == own.weight_bytes
-        == 4 * sum(p.numel() for p in plan.made_permanent(model).parameters())
-    )
+    assert found.weight_bytes.after == own.weight_bytes == storage_bytes(plan.made_permanent(model))
     assert found.prefill_flops.after == 2 * own.prefill_flops
     assert found.decode_flops.after == 2 * own.decode_flops
     assert found.cache_bytes.after == 2 * own.cache_bytes
     # block 0 keeps 1 key-value head of 2 with 45 neurons, block 2 neither
-    assert own.block_parameters == 32 * (2 * 16 + 2 * 8) + 3 * 45 * 32 + 2 * 64
+    assert block_parameters(plan.made_permanent(model)) == 32 * (2 * 16 + 2 * 8) + 3 * 45 * 32 + 2 * 64
     assert own.cache_bytes == 2 * 9 * 4 * (8 + 1)
     assert found.weight_bytes.real
 
@@ -422,10 +420,10 @@ def test_activation_norms_keep_the_neurons_that_write_and_skip_drops_the_first_t
 
 
 def test_multipruner_shares_what_it_removes_among_its_three_stages(model):
-    whole = count(model).block_parameters
+    whole = block_parameters(model)
     plan = MultiPruner(budget=0.7, shares=(0.4, 0.4, 0.2), channels=4, **TEXT).plan(model)
     with plan.applied(model):
-        kept = count(model).block_parameters / whole
+        kept = block_parameters(model) / whole
     assert 0.55 < kept <= 0.7
     relevance = random_neurons(model)
     guided = MultiPruner(budget=0.9, shares=(0, 1, 0), channels=4, relevance=relevance, **TEXT).plan(model)

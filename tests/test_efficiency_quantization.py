@@ -398,7 +398,5 @@ def test_weights_that_are_on_the_grid_already_are_told():
     for layer in model.model.layers:
         weight = layer.self_attn.q_proj.weight
         weight.data = rounded(weight.data, Scheme(bits=4, format="affine", group=16)).decoded()
-    with pytest.warns(
-        UserWarning, match=r"on a grid of 4 bits in groups of 16 already.*a group of 32 would"
-    ):
+    with pytest.warns(UserWarning, match=r"on a grid of 4 bits in groups of 16 already.*a group of 32 would"):
         plan.plan(model)

@@ -9,6 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import without_weights
 from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
 from interp.errors import UsageError
@@ -57,7 +58,12 @@ class Composed(Plan):
             plan.shape(model, undo)
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
-        found = [plan.ledger(model, length, batch) for plan in self.plans]
+        """Each plan's, counted on a model that the plans before it have gone through."""
+        bare, undo, found = without_weights(model), Undo(), []
+        for plan in self.plans:
+            found.append(plan.ledger(bare, length, batch))
+            plan.shape(bare, undo)
+        undo.pop_all()
         return Ledger.composed(found)
 
     def to_frame(self) -> pd.DataFrame:

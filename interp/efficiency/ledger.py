@@ -34,7 +34,7 @@ class Ledger:
     """What a model takes without and with a plan, for prompts of one length.
 
     Args:
-        weight_bytes: Of the parameters, each counted once.
+        weight_bytes: Of what the modules hold, each tensor counted once.
         cache_bytes: Of keys and values behind the prompt, from their storages.
         prefill_flops: Of the prompt's forward pass; a multiplication and an addition count two.
         decode_flops: Of one further token.

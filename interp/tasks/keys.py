@@ -15,6 +15,7 @@ from typing import Any
 
 from interp.errors import UsageError
 from interp.tasks.corpora import documents
+from interp.tasks.needles import NeedleSample
 from interp.tasks.tokens import Encoder
 
 __all__ = ["KeySample", "key_samples"]
@@ -61,6 +62,22 @@ class KeySample:
     def prompt(self) -> tuple[int, ...]:
         """Context and question."""
         return self.context + self.question
+
+    def needle(self) -> NeedleSample:
+        """The same for `interp.attention.retrieval_heads`: the number as the needle, all else as its haystack."""
+        first, stop = self.spans[0]
+        size = len(self.answer)
+        starts = [at for at in range(first, stop - size + 1) if self.context[at : at + size] == self.answer]
+        if not starts:
+            raise UsageError(f"the tokens of {self.number} are others in the text than in the answer")
+        return NeedleSample(
+            tokens=self.prompt,
+            span=(starts[-1], starts[-1] + size),
+            answer=self.number,
+            depth=first / len(self.context),
+            name=self.thing,
+            control=self.control,
+        )
 
 
 def key_samples(

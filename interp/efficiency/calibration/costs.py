@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import count
 from interp.efficiency.ledger import Amount, Ledger
 from interp.efficiency.pruning.anatomy import anatomy
-from interp.efficiency.pruning.costs import count
 
 if TYPE_CHECKING:
     from interp.efficiency.calibration.plan import CalibrationPlan

@@ -8,6 +8,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import own_windows
 from interp.efficiency.deployment import deploy, deployment
 from interp.errors import UsageError
 
@@ -73,17 +74,13 @@ def geometry(model: PreTrainedModel) -> Geometry:
     kinds = getattr(config, "layer_types", None)
     if unknown := sorted(set(kinds or ()) - {"full_attention", "sliding_attention"}):
         raise UsageError(f"{name} has layers of kind {unknown[0]!r}, which keep something else than keys and values")
-    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
-    kinds = kinds or ["sliding_attention" if window else "full_attention"] * len(found.layers)
-    if len(kinds) != len(found.layers):
-        kinds = [kinds[layer] for layer in found.layers]
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
     kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return Geometry(
         layers=tuple(found.layers),
         groups=tuple(map(tuple, found.groups)),
-        own_windows=tuple(window if kind == "sliding_attention" else None for kind in kinds),
+        own_windows=tuple(own_windows(model)),
         head_dim=head_dim,
         query_heads=heads // kv_heads,
         itemsize=model.dtype.itemsize,

@@ -13,8 +13,8 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import count
 from interp.efficiency.deployment import deployment
-from interp.efficiency.kv_cache import costs
 from interp.efficiency.kv_cache.cache import KVCache, Part
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.policies import described, entries, entry_bytes, store
@@ -75,27 +75,34 @@ class KVPlan(Plan):
         undo.set(model, "forward", CachedForward(model, self, model.forward))
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
-        shape = geometry(model)
-        before, after, dense, kept = 0.0, 0.0, 0, 0
+        """What scoring entries takes is not counted; a prompt read in chunks attends to what is left between them."""
+        shape, dense = geometry(model), count(model, length)
+        saved_bytes, saved, saved_pairs = 0.0, 0, 0.0
         for layer, groups, window in zip(shape.layers, shape.groups, shape.own_windows, strict=True):
             whole = min(length, window or length)
             for head in groups:
-                policy = self.policy(layer, head)
-                mine = whole if policy is None else entries(policy, length)
-                dense, kept = dense + whole, kept + mine
-                before += whole * shape.entry_bytes
-                after += whole * shape.entry_bytes if policy is None else entry_bytes(policy, length, shape)
-        flops = costs.flops(model, shape, length)
-        attention = 4 * shape.head_dim * shape.query_heads * batch
-        weights = sum({p.data_ptr(): p.numel() * p.itemsize for p in model.parameters()}.values())
+                if (policy := self.policy(layer, head)) is not None:
+                    saved += whole - entries(policy, length)
+                    saved_bytes += whole * shape.entry_bytes - entry_bytes(policy, length, shape)
+                    saved_pairs += self._pairs_saved(policy, length)
+        each = 4 * shape.head_dim * shape.query_heads
+        chunks = -(-length // self.prefill_chunk) if self.prefill_chunk else 1
+        extra = chunks * len(self.instruction) * (dense.decode_flops - each * sum(map(len, shape.groups)) * length)
         return Ledger(
-            weight_bytes=Amount(weights, weights),
-            cache_bytes=Amount(before * batch, after * batch),
-            prefill_flops=Amount(flops.prefill * batch, flops.prefill * batch),
-            decode_flops=Amount(flops.token * batch + attention * dense, flops.token * batch + attention * kept),
+            weight_bytes=Amount(dense.weight_bytes, dense.weight_bytes),
+            cache_bytes=Amount(dense.cache_bytes * batch, (dense.cache_bytes - saved_bytes) * batch),
+            prefill_flops=Amount(
+                dense.prefill_flops * batch, (dense.prefill_flops - each * saved_pairs + extra) * batch
+            ),
+            decode_flops=Amount(dense.decode_flops * batch, (dense.decode_flops - each * saved) * batch),
             length=length,
             batch=batch,
         )
+
+    def _pairs_saved(self, policy: dict[str, Any], length: int) -> float:
+        """Pairs of a query and an earlier entry that a head no longer has while it reads a prompt in chunks."""
+        starts = range(0, length, self.prefill_chunk) if self.prefill_chunk else ()
+        return float(sum(min(self.prefill_chunk or 0, length - at) * (at - entries(policy, at)) for at in starts))
 
     def to_frame(self) -> pd.DataFrame:
         """One row a head: ``layer``, ``kv_head``, ``keeps``, ``entries`` at the plan's length, and its ``score``."""

@@ -1,8 +1,8 @@
 """Parts taken out of a model: blocks, heads and neurons, by what findings say they do; single weights, simulated."""
 
+from interp.efficiency.counting import Count, count
 from interp.efficiency.pruning.activation_norm import ActivationNormPruning
 from interp.efficiency.pruning.blocks import BlockPruning
-from interp.efficiency.pruning.costs import Count, count
 from interp.efficiency.pruning.greedy_heads import GreedyHeadPruning
 from interp.efficiency.pruning.heads import HeadPruning
 from interp.efficiency.pruning.magnitude import MagnitudePruning

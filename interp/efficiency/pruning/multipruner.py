@@ -23,7 +23,6 @@ from transformers import PreTrainedModel
 from interp.efficiency.plan import Undo
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice
-from interp.efficiency.pruning.costs import count
 from interp.efficiency.pruning.magnitude import MagnitudePruning
 from interp.efficiency.pruning.method import PruningMethod, inverted, random_scores
 from interp.efficiency.pruning.plan import PruningPlan, Reason
@@ -34,7 +33,7 @@ from interp.results.finding import Finding, HeadScores
 from interp.results.findings import NeuronRelevance
 from interp.tasks import corpus
 
-__all__ = ["MultiPruner"]
+__all__ = ["MultiPruner", "block_parameters"]
 
 
 class MultiPruner(PruningMethod):
@@ -113,14 +112,14 @@ class MultiPruner(PruningMethod):
         tokens = corpus(self.source, hf, self.n, self.length, self.seed).to(hf.device)
         neurons = change(self._order(hf))
         heads = MagnitudePruning().scores(hf) if self.importance is None else self.importance.scores.values
-        heads, whole, gone = change(heads), count(hf).block_parameters, Removal()
+        heads, whole, gone = change(heads), block_parameters(hf), Removal()
         costs: dict[tuple[str, int], float] = {}
         stages = (_sub_blocks, self._channels(neurons), _groups(heads))
         with Undo() as undo, track((1 - self.budget) * whole, name) as advance:
             target, before = 1.0, whole
             for share, candidates in zip(self.shares, stages, strict=True):
                 target -= share * (1 - self.budget)
-                while count(hf).block_parameters > target * whole + 1e-6:
+                while block_parameters(hf) > target * whole + 1e-6:
                     options = list(candidates(anatomy(hf)))
                     if not options:
                         break  # the next stage takes over what is left to remove
@@ -130,7 +129,7 @@ class MultiPruner(PruningMethod):
                     gone |= best
                     costs |= {("attention", layer): min(tried) for layer in best.heads}
                     costs |= {("neurons", layer): min(tried) for layer in best.neurons}
-                    advance(before - (before := count(hf).block_parameters))
+                    advance(before - (before := block_parameters(hf)))
             left = before
             reasons = _reasons(anatomy(hf), costs)
         if left > self.budget * whole + 1e-6:
@@ -152,6 +151,11 @@ class MultiPruner(PruningMethod):
                     yield Removal(neurons={layer: tuple(lowest.tolist())})
 
         return candidates
+
+
+def block_parameters(model: PreTrainedModel) -> int:
+    """Parameters of the blocks that are left."""
+    return sum(p.numel() for block in anatomy(model).blocks for p in block.parameters())
 
 
 def _sub_blocks(body: Anatomy) -> Iterator[Removal]:

@@ -9,9 +9,9 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import shape_ledger
 from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
-from interp.efficiency.pruning.costs import ledger
 from interp.efficiency.pruning.removing import Removal, remove
 
 __all__ = ["PruningPlan", "Reason"]
@@ -49,7 +49,7 @@ class PruningPlan(Plan):
         remove(model, self.removal, undo)
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
-        return ledger(model, self.change, length, batch)
+        return shape_ledger(model, self.change, length, batch)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a unit: ``unit``, ``layer``, ``number``, the share of it that is ``kept``, and its ``score``."""

@@ -12,10 +12,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import count
 from interp.efficiency.ledger import Amount, Ledger
 from interp.efficiency.plan import Plan, Undo
 from interp.efficiency.pruning.anatomy import anatomy
-from interp.efficiency.pruning.costs import count
 from interp.errors import UsageError
 
 __all__ = ["SparsePlan", "keep_mask", "matrices"]

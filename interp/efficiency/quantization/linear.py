@@ -79,6 +79,12 @@ class CodedLinear(nn.Module):
             found = found * self.inverse.float()
         return found if self.left is None else found + self.left.float() @ self.right.float()  # type: ignore[union-attr]
 
+    @property
+    def products(self) -> int:
+        """Multiplications of a token's pass."""
+        beside = 0 if self.left is None else self.left.shape[1] * (self.in_features + self.out_features)
+        return self.in_features * self.out_features + beside
+
     def twin(self) -> CodedLinear:
         """Another module on the same tensors."""
         other = type(self).__new__(type(self))

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.efficiency.counting import shape_ledger
 from interp.efficiency.deployment import deployment
-from interp.efficiency.ledger import Amount, Ledger
+from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
-from interp.efficiency.quantization import costs
 from interp.efficiency.quantization.building import Source, built
 from interp.efficiency.quantization.calibration import gptq_codes
 from interp.efficiency.quantization.codes import Codes, Scheme
@@ -87,27 +87,7 @@ class QuantPlan(Plan):
             _untie(model, undo)
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
-        there = self._there(model)
-        before = costs.weight_bytes(model)
-        after = before
-        extra = 0.0
-        for row, (name, index) in enumerate(self.layers):
-            if name not in there:
-                continue
-            spot, scheme = there[name], self.scheme(index)
-            alone = name == HEAD and self.tied and not costs.shares(scheme)
-            after += costs.coded_bytes(scheme, spot.size, spot.bias, self._scaled(row))
-            after -= 0 if alone else spot.size[0] * spot.size[1] * model.dtype.itemsize
-            extra += 2 * scheme.rank * sum(spot.size)
-        prefill, token, cache = costs.forward(model, length)
-        return Ledger(
-            weight_bytes=Amount(before, after),
-            cache_bytes=Amount(cache * batch, cache * batch),
-            prefill_flops=Amount(prefill * batch, (prefill + extra * length) * batch),
-            decode_flops=Amount(token * batch, (token + extra) * batch),
-            length=length,
-            batch=batch,
-        )
+        return shape_ledger(model, self.shape, length, batch)
 
     def to_frame(self) -> pd.DataFrame:
         """One row a layer: ``layer``, ``stored``, ``kernel``, the ``value`` chosen for it, and its ``error``."""

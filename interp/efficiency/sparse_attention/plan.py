@@ -9,7 +9,7 @@ import pandas as pd
 import plotly.graph_objects as go
 from transformers import PreTrainedModel
 
-from interp.efficiency.kv_cache import costs
+from interp.efficiency.counting import count
 from interp.efficiency.kv_cache.geometry import Geometry, geometry
 from interp.efficiency.kv_cache.running import CachedForward
 from interp.efficiency.ledger import Amount, Ledger
@@ -74,23 +74,17 @@ class PrefillPlan(Plan):
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
         """Attention's FLOPs are the dense model's times each head's density, and what choosing takes is added."""
-        shape = geometry(model)
-        dense = costs.flops(model, shape, length)
+        shape, dense = geometry(model), count(model, length)
         present = {(layer, group) for layer, groups in zip(shape.layers, shape.groups, strict=True) for group in groups}
         saved, choosing = 0.0, [pattern(rule).flops(length, self.block, shape.head_dim) for rule in self.rules]
         for (layer, head, index), share in zip(self.heads, self.densities, strict=True):
             if (layer, head // shape.query_heads) in present:
                 saved += 4 * shape.head_dim * length * (length + 1) / 2 * (1 - share) - choosing[index]
-        weights = sum({p.data_ptr(): p.numel() * p.itemsize for p in model.parameters()}.values())
-        groups = zip(shape.groups, shape.own_windows, strict=True)
-        entries = sum(len(mine) * min(length, window or length) for mine, window in groups)
-        cache = entries * shape.entry_bytes
-        token = dense.token + 4 * shape.head_dim * shape.query_heads * entries
         return Ledger(
-            weight_bytes=Amount(weights, weights),
-            cache_bytes=Amount(cache * batch, cache * batch),
-            prefill_flops=Amount(dense.prefill * batch, (dense.prefill - saved) * batch),
-            decode_flops=Amount(token * batch, token * batch),
+            weight_bytes=Amount(dense.weight_bytes, dense.weight_bytes),
+            cache_bytes=Amount(dense.cache_bytes * batch, dense.cache_bytes * batch),
+            prefill_flops=Amount(dense.prefill_flops * batch, (dense.prefill_flops - saved) * batch),
+            decode_flops=Amount(dense.decode_flops * batch, dense.decode_flops * batch),
             length=length,
             batch=batch,
         )
