@@ -3,6 +3,7 @@
 Weights have a scale for each output channel. Inputs have one for each token, found as they come, or one for each
 sequence, which a sink's massive activation ruins unless sinks stay as they are. Where statistics are given, large
 input channels are scaled down and their weights up, as in SmoothQuant (Xiao et al. 2022, arXiv 2211.10438, equation 4).
+The output layer's inputs stay as they are: its errors go straight into the logits, and of a prompt it computes one row.
 """
 
 from __future__ import annotations
@@ -77,9 +78,6 @@ class W8A8(QuantMethod):
         if name not in self._parts:
             self._parts[name] = text_of(without_sinks(self.statistics, spot, "max"))
         return Choice(Scheme(activations=self.scales, scaled="smooth"), self.migration)
-
-    def head_scheme(self) -> Scheme:
-        return Scheme(activations=self.scales)
 
     def beside(self, model: PreTrainedModel) -> Mapping[str, Any]:
         found: dict[str, Any] = {"statistics": dict(self._parts)}
