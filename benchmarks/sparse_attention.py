@@ -120,7 +120,7 @@ def measure_layer(arguments: argparse.Namespace) -> pd.DataFrame:
     seen = View(query, keys, kv, block, 0.125)
     back = max(256 // block, 1)
     rules: dict[str, dict[str, Any]] = {
-        "sink + window 256": {"pattern": "window", "sinks": 1, "back": back},
+        "sink + window 256": {"pattern": "window", "sinks": 4, "back": back},
         "moba, a quarter": {"pattern": "moba", "top_k": max(length // block // 8, 1)},
         "random, of moba": {
             "pattern": "random",

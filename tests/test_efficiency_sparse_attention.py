@@ -54,7 +54,7 @@ GENERATE = {
     "eos_token_id": None,
 }
 RULES = {
-    "window": {"pattern": "window", "sinks": 1, "back": 1},
+    "window": {"pattern": "window", "sinks": 3, "back": 1},
     "flexprefill": {"pattern": "flexprefill", "gamma": 0.6, "tau": 0.3, "least": 0},
     "anchor": {"pattern": "anchor", "theta": 0.5, "step": 2},
     "moba": {"pattern": "moba", "top_k": 3},
@@ -192,7 +192,8 @@ class TestBlocks:
         close(found, masked(seen, values, chosen))
 
     def test_density_counts_causal_blocks_and_columns_as_their_part_of_one(self):
-        kept = window_blocks(0, 32, 8, 1, 0)[None]
+        kept = window_blocks(0, 32, 8, 0)[None]
+        kept[..., 0] = True
         assert float(BlockList(8, 0, 32, kept).density()) == pytest.approx(7 / 10)
         columns = torch.zeros(1, 4, 32, dtype=torch.bool)
         columns[:, 2, 8:12] = columns[:, 2, 0:8] = columns[:, 2, 30] = (
@@ -544,8 +545,8 @@ class TestFindings:
 
     def test_sinks_come_from_their_finding(self, model):
         few, many = (AShape(window=8, sinks=sinks(model, n), length=64, block=BLOCK).plan(model) for n in (2, 9))
-        assert few.rules[0]["sinks"] == 1
-        assert many.rules[0]["sinks"] == 2
+        assert few.rules[0]["sinks"] == 2
+        assert many.rules[0]["sinks"] == 9
 
     @pytest.mark.parametrize("name", NAMES)
     def test_budgets_are_kept_and_random_plans_are_as_dense(self, model, plans, name):

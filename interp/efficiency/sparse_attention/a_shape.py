@@ -8,22 +8,24 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from interp.efficiency.kv_cache.geometry import Geometry
 from interp.efficiency.kv_cache.method import sinks_of
-from interp.efficiency.sparse_attention.blocks import BlockList, causal_blocks, window_blocks
+from interp.efficiency.sparse_attention.blocks import BlockList, window_blocks
 from interp.efficiency.sparse_attention.method import SparseMethod
 from interp.efficiency.sparse_attention.patterns import Pattern, View
 from interp.results.finding import Finding
 from interp.results.findings import SinkPositions
 
-__all__ = ["AShape", "Window", "widest"]
+__all__ = ["AShape", "Window", "widest", "window_share"]
 
 
 class Window(Pattern):
-    """The first blocks, and the query block's own with some directly before it.
+    """The first tokens, and the query block's own with some directly before it.
 
     Args:
-        sinks: Key blocks at the start.
+        sinks: Tokens at the start.
         back: Key blocks before the query block's own.
     """
 
@@ -33,11 +35,13 @@ class Window(Pattern):
         self.sinks, self.back = sinks, back
 
     def select(self, view: View) -> BlockList:
-        kept = window_blocks(view.first, view.total, view.block, self.sinks, self.back).to(view.query.device)
-        return view.listed(kept.expand(len(view.kv), -1, -1))
+        kept = window_blocks(view.first, view.total, view.block, self.back).to(view.query.device)
+        first = torch.arange(view.total, device=kept.device) < self.sinks
+        columns = first.expand(len(view.kv), len(kept), -1) if self.sinks else None
+        return view.listed(kept.expand(len(view.kv), -1, -1), columns)
 
     def words(self, block: int) -> str:
-        return f"first {self.sinks * block} and last {self.back * block} to {(self.back + 1) * block - 1} tokens"
+        return f"first {self.sinks} and last {self.back * block} to {(self.back + 1) * block - 1} tokens"
 
 
 class AShape(SparseMethod):
@@ -45,8 +49,7 @@ class AShape(SparseMethod):
 
     Args:
         budget: The share of the causal blocks that is computed at `length` tokens.
-        sinks: Where the sinks are, or how many tokens at the start are seen by all; 4 unless given. Their blocks are
-            kept whole.
+        sinks: Where the sinks are, or how many tokens at the start are seen by all; 4 unless given.
         window: Tokens that each query sees at least, itself among them; unless given, what the budget has room for.
         length: The prompt's length that the budget is for.
         block: Tokens of a block.
@@ -76,14 +79,14 @@ class AShape(SparseMethod):
         return [self.sinks] if isinstance(self.sinks, SinkPositions) else []
 
     def rules(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        sinks = -(-sinks_of(self.sinks) // self.block)
+        sinks = sinks_of(self.sinks)
         if self.window is not None:
             back = -(-(self.window - 1) // self.block)
         else:
             assert self.budget is not None
             back, least = widest(self.budget, length, self.block, sinks)
             if not back:
-                raise self.too_small(least, length, "the sinks' blocks, each query block's own and the one before it")
+                raise self.too_small(least, length, "the sinks, each query block's own and the one before it")
         settings = {"pattern": "window", "sinks": sinks, "back": back}
         return dict.fromkeys(self.heads(shape), settings)
 
@@ -96,6 +99,13 @@ def widest(budget: float, length: int, block: int, sinks: int) -> tuple[int, flo
     Returns:
         The number, 0 where there is no room for one; and the least budget that works.
     """
-    causal, blocks = int(causal_blocks(0, length, block).sum()), -(-length // block)
-    counts = [int(window_blocks(0, length, block, sinks, back).sum()) for back in range(1, max(blocks, 2))]
-    return sum(count / causal <= budget + 1e-9 for count in counts), counts[0] / causal
+    shares = [window_share(length, block, sinks, back) for back in range(1, max(-(-length // block), 2))]
+    return sum(share <= budget + 1e-9 for share in shares), shares[0]
+
+
+def window_share(length: int, block: int, sinks: int, back: int) -> float:
+    """The share of the causal blocks that sinks and a window are, a sink counted as what it is of a block."""
+    number = torch.arange(-(-length // block))
+    beside = ((number - back).clamp(min=0) * block).clamp(max=sinks)
+    kept = (number.clamp(max=back) + 1).sum() + beside.sum() / block
+    return float(kept / (number + 1).sum())

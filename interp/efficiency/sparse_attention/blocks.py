@@ -105,16 +105,15 @@ def causal_blocks(first: int, keys: int, block: int) -> Bool[Tensor, "query_bloc
     return of_keys <= of_keys[first // block :, None]
 
 
-def window_blocks(first: int, keys: int, block: int, sinks: int, back: int) -> Bool[Tensor, "query_block key_block"]:
-    """The first key blocks, and each query block's own and some directly before it.
+def window_blocks(first: int, keys: int, block: int, back: int) -> Bool[Tensor, "query_block key_block"]:
+    """Each query block's own key block and some directly before it.
 
     Args:
         first: The first query's position among the keys.
         keys: How many keys there are.
         block: Tokens of a block.
-        sinks: Key blocks at the start.
         back: Key blocks before the query block's own.
     """
     of_keys = torch.arange(-(-keys // block))
     own = of_keys[first // block :, None]
-    return ((of_keys < sinks) | (of_keys >= own - back)) & (of_keys <= own)
+    return (of_keys >= own - back) & (of_keys <= own)

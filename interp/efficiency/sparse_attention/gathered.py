@@ -89,7 +89,7 @@ def windowed(
     """Attention of a layer that sees `window` keys by design; arguments as of `gathered`."""
     total = keys.shape[1]
     first = total - query.shape[1]
-    kept = window_blocks(first, total, block, 0, -(-window // block)).expand(len(kv), -1, -1)
+    kept = window_blocks(first, total, block, -(-window // block)).expand(len(kv), -1, -1)
     return gathered(query, keys, values, kv, BlockList(block, first, total, kept), scaling, softcap, window)
 
 

@@ -14,8 +14,7 @@ from typing import Any
 from interp.efficiency.kv_cache.geometry import Geometry
 from interp.efficiency.kv_cache.method import sinks_of
 from interp.efficiency.registry import missing
-from interp.efficiency.sparse_attention.a_shape import widest
-from interp.efficiency.sparse_attention.blocks import causal_blocks, window_blocks
+from interp.efficiency.sparse_attention.a_shape import widest, window_share
 from interp.efficiency.sparse_attention.method import Source, SparseMethod
 from interp.efficiency.sparse_attention.patterns import DENSE
 from interp.efficiency.sparse_attention.plan import PrefillPlan
@@ -41,8 +40,7 @@ class HeadPatterns(SparseMethod):
         retrieval: Which heads retrieve.
         budget: The share of the causal blocks that is computed at `length` tokens: windows come first, and as many
             heads see everything as the rest has room for.
-        sinks: Where the sinks are, or how many tokens at the start all heads see; 4 unless given. Their blocks are kept
-            whole.
+        sinks: Where the sinks are, or how many tokens at the start all heads see; 4 unless given.
         window: Tokens that the queries of all other heads see at least; unless given, what half of the budget has room
             for, or what `full` leaves of it.
         full: Share of the heads that see everything; with it and `window`, the plan's budget is what they come to.
@@ -136,7 +134,7 @@ class HeadPatterns(SparseMethod):
         Raises:
             UsageError: No room for one head; the message says which budget works.
         """
-        sinks = -(-sinks_of(self.sinks) // self.block)
+        sinks = sinks_of(self.sinks)
         most = None if self.full is None else round(self.full * heads)
         if self.window is None:
             assert self.budget is not None
@@ -151,8 +149,7 @@ class HeadPatterns(SparseMethod):
             back = -(-(self.window - 1) // self.block)
         if most is None:
             assert self.budget is not None
-            kept = int(window_blocks(0, length, self.block, sinks, back).sum())
-            share = kept / int(causal_blocks(0, length, self.block).sum())
+            share = window_share(length, self.block, sinks, back)
             most = heads if share == 1 else int((self.budget - share) / (1 - share) * heads + 1e-6)
             if most < 1:
                 raise self._no_room(share + (1 - share) / heads, length)

@@ -35,13 +35,17 @@ class Random(Pattern):
         kept = chosen.kept.cpu() & view.causal.cpu()
         stay = view.own.cpu().clone()
         stay[:, 0] = True
-        random = _as_many(kept, view.causal.cpu(), kept & stay, draw).to(view.query.device)
+        free = view.causal.cpu().expand_as(kept).clone()
+        if chosen.columns is not None:  # what stands at the start as columns stays so, see below
+            free[..., 0] &= kept[..., 0] | ~chosen.columns[..., : view.block].cpu().any(2)
+        random = _as_many(kept, free, kept & stay, draw).to(view.query.device)
         if chosen.columns is None:
             return view.listed(random)
         before = (view.causal & ~view.own).cpu().repeat_interleave(view.block, 1)[:, : view.total]
         free = before & ~random.cpu().repeat_interleave(view.block, 2)[..., : view.total]
         wanted = chosen.columns.cpu() & ~kept.repeat_interleave(view.block, 2)[..., : view.total] & before
-        columns = _as_many(wanted, free, torch.zeros_like(wanted), draw)
+        stay = wanted & (torch.arange(view.total) < view.block)  # sinks, as above
+        columns = _as_many(wanted, free | stay, stay, draw)
         return view.listed(random, columns.to(view.query.device))
 
     def words(self, block: int) -> str:
