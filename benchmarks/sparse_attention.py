@@ -4,10 +4,12 @@
     python benchmarks/sparse_attention.py prefill --length 8192          # minutes for each method
     python benchmarks/sparse_attention.py quality --length 2048 --finding DIR
     python benchmarks/sparse_attention.py recall --length 2048 --finding DIR --n 12
+    OMP_NUM_THREADS=2 python benchmarks/sparse_attention.py prefill --wall --length 8192 --methods "a_shape, window"
 
-Seconds are processor time on one thread, medians of interleaved runs: what else the machine does counts little, though
-it slows memory down. `recall` asks behind the prompt (what sparse reading left in the cache) and in the same prompt
-(read sparsely, too). Without --finding, heads are scored at random: seconds are the same, quality is random heads'.
+Seconds are processor time on one thread (with --wall those of the clock, for several threads on an idle machine),
+medians of interleaved runs: what else the machine does counts little, though it slows memory down. `recall` asks behind
+the prompt (what sparse reading left in the cache) and in the same prompt (read sparsely, too). Without --finding, heads
+are scored at random: seconds are the same, quality is random heads'.
 """
 
 from __future__ import annotations
@@ -55,7 +57,10 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=2048)
     parser.add_argument("--block", type=int, default=128)
     parser.add_argument("--budget", type=float, default=0.25)
+    parser.add_argument("--window", type=int, default=128, help="tokens, of the rows that are named after it")
+    parser.add_argument("--full", type=float, default=1 / 30, help="share of the heads that see everything in them")
     parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--wall", action="store_true", help="seconds of the clock, not of the processor")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--flex", action="store_true", help="compile flex_attention, too")
@@ -87,7 +92,10 @@ def plans(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     made = {
         "a_shape": lambda: AShape(**tuned),
         "head_patterns": lambda: HeadPatterns(retrieval=finding, **tuned),
-        "head_patterns 10 %": lambda: HeadPatterns(retrieval=finding, window=256, full=0.1, **common),
+        "a_shape, window": lambda: AShape(window=arguments.window, **common),
+        "head_patterns, window": lambda: HeadPatterns(
+            retrieval=finding, window=arguments.window, full=arguments.full, **common
+        ),
         "flexprefill": lambda: FlexPrefill(**common),
         "flexprefill 0.95": lambda: FlexPrefill(gamma=0.95, **common),
         "anchor": lambda: AnchorAttention(**common),
@@ -211,15 +219,15 @@ def interleaved(runs: dict[str, Callable[[], Any]], arguments: argparse.Namespac
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(arguments.repetitions + (arguments.repetitions > 1)):
         for name, run in runs.items():
-            began = now(arguments.device)
+            began = now(arguments)
             run()
-            seconds[name].append(now(arguments.device) - began)
+            seconds[name].append(now(arguments) - began)
     return {name: values[-arguments.repetitions :] for name, values in seconds.items()}
 
 
-def now(device: str) -> float:
-    if device == "cpu":
-        return time.process_time()
+def now(arguments: argparse.Namespace) -> float:
+    if arguments.device == "cpu":
+        return time.perf_counter() if arguments.wall else time.process_time()
     torch.accelerator.synchronize()
     return time.perf_counter()
 

@@ -51,6 +51,18 @@ def test_retrieval_heads_prints_recall_and_writes_the_finding(tmp_path):
     assert f"{found.settings['samples_used']} samples are scored" in done.stdout
 
 
+@pytest.mark.real_model
+def test_retrieval_heads_by_their_reach(tmp_path):
+    asked = ["retrieval-heads", "--by", "reach", "--haystack", "noise", "--window", 32]
+    done = command(*asked, "--lengths", 160, "-n", 2, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = interp.results.load(tmp_path)
+    assert found.method == "reach"
+    assert "sees 4 sinks and the last 32 tokens alone" in done.stdout
+    (layer, head), *_ = found.top(1)
+    assert f"{found.groups('sum').values[layer, head // 3]:.3f}" in done.stdout
+
+
 def test_attention_shows_two_prompts_side_by_side(tmp_path):
     arguments = ["attention", "cat dog cat", "--beside", "dog cat dog", "--head", "1.0", "--out", tmp_path]
     done = command(*arguments, "--model", "toy-induction")
@@ -68,6 +80,8 @@ def test_attention_shows_two_prompts_side_by_side(tmp_path):
         (["sinks", "--model", "toy-induction", "--text", "random", "--threshold", "3"], "between 0 and 1, got 3.0"),
         (["retrieval-heads", "--depths", "high"], "can't read the depths 'high'"),
         (["retrieval-heads", "--model", "toy-induction", "--lengths", "100"], "100 tokens"),
+        (["retrieval-heads", "--by", "magic"], "unknown way to find them (--by) 'magic'"),
+        (["retrieval-heads", "--by", "reach", "--mask"], "--mask goes with --by copying"),
         (["heads", "--kinds", "oracle"], "unknown kind of head 'oracle'"),
         (["heads", "--model", "toy-induction", "--text", "novels"], "unknown corpus 'novels'"),
         (["heads", "--model", "toy-induction", "--length", "999"], "positions for 128 tokens"),

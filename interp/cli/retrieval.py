@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -11,7 +12,7 @@ from rich.table import Table
 
 from interp.cli.app import Accept, Device, Model, Out, app, command, load, numbers, out, writable
 from interp.cli.findings import write_finding
-from interp.errors import UsageError
+from interp.errors import UsageError, unknown_name
 
 __all__ = ["retrieval_heads"]
 
@@ -25,6 +26,10 @@ def retrieval_heads(
     depths: Annotated[str, typer.Option(help="Where the needle stands, from 0 to 1.")] = "0.1,0.3,0.5,0.7,0.9",
     n: Annotated[int, typer.Option("-n", help="Prompts of each length and depth.")] = 2,
     threshold: Annotated[float, typer.Option(help="From which score on a head counts.")] = 0.1,
+    by: Annotated[
+        str, typer.Option(help="copying, or reach: what an answer loses when a head sees sinks and a window alone.")
+    ] = "copying",
+    window: Annotated[int, typer.Option(help="By reach: recent tokens that a cut head still sees.")] = 124,
     mask: Annotated[
         bool, typer.Option("--mask", help="Also mask the strongest heads, and others beside them, on fresh needles.")
     ] = False,
@@ -38,12 +43,22 @@ def retrieval_heads(
     import interp
     from interp.tasks.corpora import documents
 
+    if by not in ("copying", "reach"):
+        raise unknown_name("way to find them (--by)", by, ("copying", "reach"))
+    if by == "reach" and mask:
+        raise UsageError("--mask goes with --by copying; a cut head is masked already")
     if directory:
         writable(directory)
     sizes, places = numbers(lengths) or [], _fractions(depths)
-    if haystack != "sotu":
+    if haystack != "sotu" and not (by == "reach" and haystack == "noise"):
         documents(haystack)
     bridge = load(model, accept_license, device)
+    if by == "reach":
+        samples = [
+            one for size in sizes for one in interp.tasks.key_samples(bridge, size, 1, n, haystack=haystack, seed=seed)
+        ]
+        _reach(interp.attention.head_reach(bridge, samples, window=window), directory, json)
+        return
     found = interp.attention.retrieval_heads(
         bridge, haystack=haystack, lengths=sizes, depths=places, n=n, threshold=threshold, seed=seed
     )
@@ -64,6 +79,35 @@ def retrieval_heads(
     _print(found)
     if masked is not None:
         _print_masked(masked)
+    if directory:
+        out.print(f"written to {directory}: {', '.join(written)}", soft_wrap=True)
+
+
+def _reach(found: Any, directory: Path | None, json: bool) -> None:
+    import numpy as np
+
+    from interp.results import to_json
+
+    if directory:
+        written = write_finding(found, found.scores, directory)
+    if json:
+        sys.stdout.write(to_json(found.scores) + "\n")
+        return
+    settings, effect = found.settings, found.groups("sum")
+    out.print(
+        f"{found.model} answers {settings['recall']:.0%} of {settings['samples']} questions, with a loss of "
+        f"{settings['loss']:.2f} nats a token; what it rises by when a key-value head sees {settings['sinks']} sinks "
+        f"and the last {settings['window']} tokens alone:",
+        highlight=False,
+        soft_wrap=True,
+    )
+    table = Table(title="key-value heads that need their reach", title_justify="left", box=box.SIMPLE_HEAD)
+    for column in ("layer", "key-value head", "rise of the loss"):
+        table.add_column(column, justify="right")
+    order = np.argsort(-effect.values, axis=None)[:15]
+    for layer, group in zip(*np.unravel_index(order, effect.shape), strict=True):
+        table.add_row(str(layer), str(group), f"{float(effect.values[layer, group]):.3f}")
+    out.print(table)
     if directory:
         out.print(f"written to {directory}: {', '.join(written)}", soft_wrap=True)
 

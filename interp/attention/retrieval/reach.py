@@ -107,7 +107,7 @@ def head_reach(
             "window": window,
             "keys": samples[0].keys,
             "samples": len(samples),
-            "length": len(samples[0].prompt),
+            "lengths": sorted({len(sample.prompt) for sample in samples}),
             "haystack": haystack,
             "seed": seed,
             "recall": len(harms) / len(samples),
