@@ -48,7 +48,7 @@ METHODS: dict[str, MethodCard] = {
     "retrieval": MethodCard(
         "kv_cache",
         "kv_cache.retrieval:RetrievalCache",
-        {"retrieval": "RetrievalHeads"},
+        {"retrieval": "RetrievalHeads or HeadImportance"},
         {"sinks": "SinkPositions"},
         "Wu et al. 2024 (arXiv 2404.15574); Xiao et al. 2024, DuoAttention (arXiv 2410.10819)",
     ),
@@ -83,7 +83,7 @@ METHODS: dict[str, MethodCard] = {
     "head_patterns": MethodCard(
         "sparse_attention",
         "sparse_attention.heads:HeadPatterns",
-        {"retrieval": "RetrievalHeads"},
+        {"retrieval": "RetrievalHeads or HeadImportance"},
         {"sinks": "SinkPositions"},
         "Wu et al. 2024 (arXiv 2404.15574); Xiao et al. 2024, DuoAttention (arXiv 2410.10819)",
     ),

@@ -1,8 +1,9 @@
 """Retrieval heads keep everything, all other heads sinks and a window.
 
 Xiao et al. 2024, DuoAttention (arXiv 2410.10819), section 2: two caches, a full one for retrieval heads and one of
-constant length for the rest. There, gates are trained; here heads are chosen by what `RetrievalHeads` measured (Wu et
-al. 2024, arXiv 2404.15574), by key-value head, since keys and values are what a cache holds.
+constant length for the rest. There, gates are trained; here heads are chosen by a finding: what each copies (Wu et al.
+2024, arXiv 2404.15574, `interp.attention.retrieval_heads`), or what an answer loses when a key-value head's reach is
+cut (`interp.attention.head_reach`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from interp.results.findings import SinkPositions
 
 __all__ = ["RetrievalCache"]
 
-_FOR_WINDOWS = 0.4
+_FOR_WINDOWS = 0.3
 """Share of the budget that windows take where none is asked for; the rest goes to heads that keep everything."""
 
 
@@ -34,11 +35,11 @@ class RetrievalCache(CacheMethod):
         budget: The share of the cache's bytes that is kept at `length` tokens: windows come first, and as many heads
             keep everything as the rest has room for.
         sinks: Where the sinks are, or how many tokens at the start are kept; 4 unless given.
-        window: Recent tokens that all other heads keep; unless given, what 40 % of the budget has room for.
+        window: Recent tokens that all other heads keep; unless given, what 30 % of the budget has room for.
         groups: Share of the key-value heads that keep everything; with it, the window has what is left.
         how: How the scores of the query heads that share a key-value head are joined: "sum", "max" or "mean".
         bits: 8 or 4: heads that keep everything keep it as integers, sinks in full precision (see `QuantizedCache`),
-            so that there is room for more of them; slower to decode.
+            so that there is room for more of them.
         length: The prompt's length that the budget is for.
         prefill_chunk: Tokens of a prompt that are processed at once.
 
