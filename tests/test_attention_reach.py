@@ -47,18 +47,20 @@ def test_only_the_planted_head_needs_its_reach():
     assert found.evidence["each"].sizes["example"] == 6
 
 
+@pytest.mark.parametrize("where", ["answer", "prompt"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "gpt2", "qwen3"])
-def test_a_cut_is_what_a_hook_on_the_pattern_does(family):
+def test_a_cut_is_what_a_hook_on_the_pattern_does(family, where):
     model, sinks, window = tiny(family), 2, 6
     samples = random_samples(model)
-    found = head_reach(model, samples, sinks=sinks, window=window)
+    found = head_reach(model, samples, where=where, sinks=sinks, window=window)
     shared = model.cfg.n_heads // found.n_kv_heads
     layer, group = 1, found.n_kv_heads - 1
     expected = []
     for sample in samples:
         tokens = torch.tensor([[*sample.prompt, *sample.answer[:-1]]])
         start, at = len(sample.context), torch.arange(tokens.shape[1])
-        hidden = (at >= sinks) & (at[:, None] - at >= window) & (at[:, None] >= start)
+        cut_at = at >= start if where == "answer" else at < len(sample.prompt)
+        hidden = (at >= sinks) & (at[:, None] - at >= window) & cut_at[:, None]
 
         def cut(pattern, hook, hidden=hidden):
             mine = pattern[:, group * shared : (group + 1) * shared].masked_fill(hidden, 0)
@@ -85,6 +87,8 @@ def test_what_makes_no_sense_is_refused():
         head_reach(model, keys, window=0)
     with pytest.raises(UsageError, match=r"59 tokens is covered by 4 sinks and a window of 124"):
         head_reach(model, keys)
+    with pytest.raises(UsageError, match=r"unknown place of the cut \(where\) 'context'"):
+        head_reach(model, keys, where="context")
     with pytest.raises(UsageError, match="at least one sample"):
         head_reach(model, [])
     with pytest.raises(InterpError, match=r"finds none of the 2 answers"):

@@ -9,7 +9,7 @@ training, and does not see heads that stand in for each other.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from interp.engine.identity import identity
 from interp.engine.parts import Parts
 from interp.engine.progress import track
 from interp.engine.verify import verified
-from interp.errors import InterpError, UsageError
+from interp.errors import InterpError, UsageError, unknown_name
 from interp.results import scores
 from interp.results.findings import HeadImportance
 from interp.tasks.keys import KeySample, key_samples
@@ -35,6 +35,7 @@ def head_reach(
     model: TransformerBridge,
     samples: Sequence[KeySample] | None = None,
     *,
+    where: Literal["answer", "prompt"] = "answer",
     sinks: int = 4,
     window: int = 124,
     keys: int = 1,
@@ -45,12 +46,15 @@ def head_reach(
 ) -> HeadImportance:
     """How much the loss of an answer rises when a key-value head sees only sinks and a window.
 
-    The context is read whole. Queries behind it, of the question and the answer, see in the cut head the first tokens
-    and the most recent ones; all other heads see everything. Only samples that the model answers count.
+    In the cut head queries see the first tokens and the most recent ones, in all other heads everything. Cut are either
+    the queries behind the context, of the question and the answer: what a cache does that is compressed before the
+    question comes; or those of the prompt, context and question: what sparse prefill does. Only samples that the model
+    answers count.
 
     Args:
         model: any bridge; it is only read.
         samples: context, question and answer; unless given, made by `interp.tasks.key_samples` of the next arguments.
+        where: ``answer`` (question and answer) or ``prompt`` (context and question; takes some ten times as long).
         sinks: tokens at the start that a cut head still sees.
         window: recent tokens that it still sees, the query's own among them.
         keys, length, haystack, n, seed: of the samples.
@@ -68,6 +72,8 @@ def head_reach(
         >>> finding = head_reach(model, length=1024)                            # doctest: +SKIP
         >>> RetrievalCache(retrieval=finding, budget=0.15, length=1024).plan(model)    # doctest: +SKIP
     """
+    if where not in ("answer", "prompt"):
+        raise unknown_name("place of the cut (where)", where, ("answer", "prompt"))
     if sinks < 0 or window < 1:
         raise UsageError(f"a cut head sees 0 sinks or more and a window of at least 1, got {sinks} and {window}")
     if samples is None:
@@ -83,7 +89,7 @@ def head_reach(
     harms, losses = [], []
     with track(len(samples) * parts.graph.n_layers, "reach of heads") as advance:
         for sample in samples:
-            cut = _Sample(parts, sample, sinks, window)
+            cut = _Sample(parts, sample, where, sinks, window)
             if cut.found:
                 harms.append(cut.harm(advance))
                 losses.append(cut.loss)
@@ -103,6 +109,7 @@ def head_reach(
         },
         settings={
             "method": "reach",
+            "where": where,
             "sinks": sinks,
             "window": window,
             "keys": samples[0].keys,
@@ -120,12 +127,12 @@ def head_reach(
 
 
 class _Sample:
-    """One sample: the context's keys and values, and what enters each layer behind it."""
+    """One sample: what enters each layer, and the keys and values of what is not computed anew."""
 
-    def __init__(self, parts: Parts, sample: KeySample, sinks: int, window: int) -> None:
+    def __init__(self, parts: Parts, sample: KeySample, where: str, sinks: int, window: int) -> None:
         tokens = torch.tensor([[*sample.prompt, *sample.answer[:-1]]], device=parts.device)
         self.parts, self.answer = parts, torch.tensor(sample.answer, device=parts.device)
-        self.start, length = len(sample.context), tokens.shape[1]
+        self.start, length = len(sample.context) if where == "answer" else 0, tokens.shape[1]
         self.walk, record = Walk(parts, length), Recorder({"resid_pre", "k_rotated", "v"})
         final = self.walk(self.walk.embed(tokens), record, read_from=length - len(self.answer))
         self.kept = record.kept
@@ -134,6 +141,8 @@ class _Sample:
         at = torch.arange(length, device=parts.device)
         distance = at[self.start :, None] - at
         self.hidden = (at >= sinks) & (distance >= window)
+        if where == "prompt":
+            self.hidden[len(sample.prompt) :] = False
 
     def harm(self, advance: Any) -> Float[np.ndarray, "layer kv_head"]:
         """The rise of the loss for each key-value head that is cut."""
@@ -141,9 +150,14 @@ class _Sample:
         for layer in range(self.parts.graph.n_layers):
             resid = self.kept["resid_pre", layer][:, self.start :].expand(groups, -1, -1)
             final = self.walk(
-                resid, _Cut(layer, groups, self.hidden), start=self.start, first_layer=layer, earlier=self._earlier
+                resid,
+                _Cut(layer, groups, self.hidden),
+                start=self.start,
+                first_layer=layer,
+                earlier=self._earlier,
+                read_from=self.walk.length - len(self.answer),
             )
-            found.append((self._losses(final[:, -len(self.answer) :]) - self.loss).cpu())
+            found.append((self._losses(final) - self.loss).cpu())
             advance(1)
         return torch.stack(found).double().numpy()
 
