@@ -381,12 +381,25 @@ class TestPlans:
         assert method.random_plan(model, 1) == method.random_plan(model, 1) != method.random_plan(model, 2)
         assert len(ACT(heads(model, -values), share=1).plan(model).heads) == 2
 
-    def test_the_random_redistribution_changes_as_many_heads_for_each_query(self, model):
+    def test_the_random_redistribution_moves_as_much_to_where_another_head_looks(self, model):
         method = methods(model)["redistribution"]
         plans = method.plan(model), method.random_plan(model, 1)
         settings = [rule(plan.sinks) for plan in plans]
         assert settings[0].order == ()
         assert all(sorted(order) == [0, 1, 2, 3] for _, order in settings[1].order)
+        assert all(head != other for _, order in settings[1].order for head, other in enumerate(order))
+        pattern = torch.rand(1, 4, 5, 5, generator=torch.Generator().manual_seed(0)).softmax(-1)
+        sinks = torch.arange(5).expand_as(pattern) == 0
+        layer, order = settings[1].order[0]
+        toward = settings[1].toward(layer, pattern)
+        changes = [redistributed(pattern, sinks, 0.4), redistributed(pattern, sinks, 0.4, toward)]
+        for change in changes:
+            torch.testing.assert_close(change[..., 0], -0.4 * pattern[..., 0])
+            torch.testing.assert_close(change.sum(-1), torch.zeros(1, 4, 5))
+        other = pattern[:, list(order), :, 1:]
+        torch.testing.assert_close(
+            changes[1][..., 1:] / changes[1][..., 1:].sum(-1, keepdim=True), other / other.sum(-1, keepdim=True)
+        )
         assert method.inverted_plan(model).strength == -plans[0].strength
 
     def test_a_kind_of_heads_can_choose(self, model):

@@ -63,7 +63,7 @@ class Spot:
             scores = softcap * torch.tanh(scores / softcap)
         pattern = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
         sinks = self.rule.sinks(self.running.now(), self.layer, pattern, visible)
-        change = redistributed(pattern, sinks, self.strength)
+        change = redistributed(pattern, sinks, self.strength, self.rule.toward(self.layer, pattern))
         if self.gate is not None:
             change = change * self.gate[:, None, None]
         return (change.to(value.dtype) @ value).transpose(1, 2)

@@ -92,13 +92,13 @@ class Redistribution(AttentionMethod):
         return self.made(hf, self.name, self._candidates(hf), self.rule(hf))
 
     def random_plan(self, model: Any, seed: int = 0) -> CalibrationPlan:
-        """For each query, as many heads of each layer: those that other heads' attention points to, at random."""
+        """The same heads and queries give the same share, to where another head of the layer looks, at random."""
         hf = deployed(model)
         heads, draw = self._candidates(hf), np.random.default_rng(seed)
         order = []
         for layer in sorted({at for at, _ in heads}):
             count = sum(at == layer for at, _ in heads)
-            order.append((layer, tuple(int(i) for i in draw.permutation(count))))
+            order.append((layer, _other_heads(count, draw)))
         rule = replace(self.rule(hf), order=tuple(order))
         return self.made(hf, f"{self.name}, random", heads, rule)
 
@@ -117,6 +117,14 @@ class Redistribution(AttentionMethod):
         scores = head_scores(self.heads, self.kind, model).values
         count = max(1, round(self.share * len(all_heads(body))))
         return sorted(heads, key=lambda head: (-float(scores[head]), head))[:count]
+
+
+def _other_heads(count: int, draw: np.random.Generator) -> tuple[int, ...]:
+    """For each head another one, all of them once."""
+    while True:
+        found = draw.permutation(count)
+        if count == 1 or (found != np.arange(count)).all():
+            return tuple(int(head) for head in found)
 
 
 def _between(massive: MassiveActivations, width: int) -> float | None:

@@ -30,6 +30,12 @@ class Rule(ABC):
     ) -> Bool[Tensor, "row head new key"]:
         """The sinks of each query and head, among the keys that it sees; none where nothing is to be changed."""
 
+    def toward(
+        self, layer: int, pattern: Float[Tensor, "row head new key"]
+    ) -> Float[Tensor, "row head new key"] | None:
+        """Attention in whose proportions the others get what sinks give; none for each head's own."""
+        return None
+
     def see(self, account: Account, layer: int, resid: Float[Tensor, "row new channel"]) -> None:  # noqa: B027
         """What enters the block, before its attention."""
 
@@ -85,8 +91,8 @@ class ByChannels(Rule):
         channels: Those with massive activations.
         level: phi from which on a token is a sink, see `outlying`.
         content: The share of a query's attention that must go to other tokens for a head to be changed there.
-        order: For each layer and head that may be changed, the head whose attention decides; itself where empty.
-            A control: as many heads are changed, others.
+        order: For each layer and head that may be changed, the head in the proportions of whose attention the others
+            get its share; itself where empty. A control: as much attention is moved, to where another head looks.
 
     Reference: Kang et al. 2025, arXiv:2503.03321, sections 3 and 5.
     """
@@ -111,11 +117,15 @@ class ByChannels(Rule):
         visible: Bool[Tensor, "row one new key"],
     ) -> Bool[Tensor, "row head new key"]:
         found = account.layers[layer]["flags"][:, None, None, -pattern.shape[-1] :] & visible
-        changed = (pattern * ~found).sum(-1, keepdim=True) >= self.content
+        return found & ((pattern * ~found).sum(-1, keepdim=True) >= self.content)
+
+    def toward(
+        self, layer: int, pattern: Float[Tensor, "row head new key"]
+    ) -> Float[Tensor, "row head new key"] | None:
         order = dict(self.order).get(layer)
-        if order is not None:  # heads that are left, where others were removed
-            changed = changed[:, [head for head in order if head < changed.shape[1]]]
-        return found & changed
+        if order is None:
+            return None
+        return pattern[:, [head for head in order if head < pattern.shape[1]]]  # heads that are left
 
 
 def outlying(resid: Float[Tensor, "*rows channel"], channels: Sequence[int]) -> Float[Tensor, "*rows"]:
