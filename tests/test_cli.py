@@ -141,6 +141,7 @@ INTERRUPTED = """
 import os, signal
 from interp.cli import main
 from interp.engine.sweep import Sweep
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have had it ignored
 original, calls = Sweep._run_chunk, []
 def run_chunk(self, *arguments):
     calls.append(arguments)
