@@ -44,6 +44,7 @@ def test_only_the_planted_head_needs_its_reach():
     np.testing.assert_allclose(others, 0, atol=1e-4)
     assert found.settings["recall"] == 1
     assert found.method == "reach"
+    assert found.settings["haystack"] == "given with the samples"
     assert found.evidence["each"].sizes["example"] == 6
 
 
@@ -71,6 +72,7 @@ def test_a_cut_is_what_a_hook_on_the_pattern_does(family, where):
             plain = loss(model(tokens), sample)
             after = loss(model.run_with_hooks(tokens, fwd_hooks=[(f"blocks.{layer}.attn.hook_pattern", cut)]), sample)
         expected.append(after - plain)
+    assert abs(np.mean(expected)) > 2e-4
     effect = found.groups("sum").values[layer, group]
     np.testing.assert_allclose(effect, np.mean(expected), atol=2e-5)
 
@@ -100,6 +102,8 @@ def test_few_heads_of_smollm2_need_their_reach(smollm2):
     found = head_reach(smollm2, length=256, window=32, n=2, seed=3)
     effect = found.groups("sum").values
     assert found.settings["recall"] > 0
+    assert found.settings["haystack"] == "noise"
+    assert found.settings["lengths"] == [256]
     assert effect.max() > 0.1
     assert (effect > 0.05).sum() < 0.2 * effect.size
 

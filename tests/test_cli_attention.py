@@ -58,6 +58,7 @@ def test_retrieval_heads_by_their_reach(tmp_path):
     assert done.returncode == 0, done.stderr
     found = interp.results.load(tmp_path)
     assert found.method == "reach"
+    assert (found.settings["haystack"], found.settings["lengths"]) == ("noise", [160])
     assert "sees 4 sinks and the last 32 tokens alone" in done.stdout
     (layer, head), *_ = found.top(1)
     assert f"{found.groups('sum').values[layer, head // 3]:.3f}" in done.stdout

@@ -263,6 +263,20 @@ def test_plans_for_the_cache_compose_with_plans_that_remove(model, first):
                 assert torch.equal(model.generate(TOKENS, max_new_tokens=4, **GREEDY), composed)
 
 
+def test_the_ledger_of_plans_together_has_the_bytes_of_the_cache_that_is_left(model):
+    pruning = plan_of(model, blocks=(1,), heads=((0, (2, 3)),))
+    cache = RetrievalCache(retrieval=retrieval(model), budget=0.6, sinks=1, window=2, length=12).plan(model)
+    both = pruning + cache
+    with both.applied(model):
+        held = model(TOKENS, use_cache=True).past_key_values.bytes()
+    found = both.ledger(model, TOKENS.shape[1], len(TOKENS))
+    assert found.cache_bytes.after == pytest.approx(held)
+    with pruning.applied(model):
+        assert found.weight_bytes.after == storage_bytes(model)
+        alone = cache.ledger(model, TOKENS.shape[1], len(TOKENS))
+    assert found.decode_flops.after == pytest.approx(alone.decode_flops.after)
+
+
 def test_a_cache_that_has_no_attention_in_its_first_block_still_counts(model):
     pruning = plan_of(model, heads=((0, (0, 1, 2, 3)),))
     with pruning.applied(model):

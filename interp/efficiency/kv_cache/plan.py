@@ -75,7 +75,10 @@ class KVPlan(Plan):
         undo.set(model, "forward", CachedForward(model, self, model.forward))
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
-        """What scoring entries takes is not counted; a prompt read in chunks attends to what is left between them."""
+        """What scoring entries takes is not counted, of an instruction only its pass through the weights is.
+
+        A prompt that is read in chunks attends to what is left between them.
+        """
         shape, dense = geometry(model), count(model, length)
         saved_bytes, saved, saved_pairs = 0.0, 0, 0.0
         for layer, groups, window in zip(shape.layers, shape.groups, shape.own_windows, strict=True):
@@ -87,7 +90,7 @@ class KVPlan(Plan):
                     saved_pairs += self._pairs_saved(policy, length)
         each = 4 * shape.head_dim * shape.query_heads
         chunks = -(-length // self.prefill_chunk) if self.prefill_chunk else 1
-        extra = chunks * len(self.instruction) * (dense.decode_flops - each * sum(map(len, shape.groups)) * length)
+        extra = chunks * len(self.instruction) * count(model, 0).decode_flops
         return Ledger(
             weight_bytes=Amount(dense.weight_bytes, dense.weight_bytes),
             cache_bytes=Amount(dense.cache_bytes * batch, (dense.cache_bytes - saved_bytes) * batch),

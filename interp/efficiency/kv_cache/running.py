@@ -12,7 +12,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from interp.efficiency.kv_cache.attention import NAME
+from interp.efficiency.kv_cache.attention import NAME, attending
 from interp.efficiency.kv_cache.cache import KVCache
 from interp.efficiency.kv_cache.rope import is_rotary
 from interp.errors import UsageError
@@ -51,7 +51,7 @@ class CachedForward:
             return self.before(**given)
         if cache.made_for != self.plan.identity:
             raise UsageError("this cache was made by another plan; start a new cache for the plan that is in force")
-        with _attention(self.model):
+        with attending(self.model, NAME):
             return self._run(cache, given)
 
     def _run(self, cache: KVCache, given: dict[str, Any]) -> Any:
@@ -138,21 +138,9 @@ class PreparedCache:
 def with_cache(model: PreTrainedModel, cache: KVCache, rows: int, new: int) -> Iterator[None]:
     """Within it, a model without a plan for the cache takes this cache, for one forward pass without padding."""
     cache.begin(rows, new, None)
-    with _attention(model):
+    with attending(model, NAME):
         yield
 
 
 def _next_positions(seen: int, mask: Tensor | None, rows: int) -> Int[Tensor, " row"]:
     return torch.full((rows,), seen) if mask is None else mask.long().sum(1)
-
-
-@contextmanager
-def _attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model's attention layers call `cached_attention` within it."""
-    config: Any = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +13,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_utils import AttentionInterface
 
 from interp.efficiency.deployment import deployment
-from interp.efficiency.kv_cache.attention import Deferred, cached_attention
+from interp.efficiency.kv_cache.attention import Deferred, attending, cached_attention
 from interp.efficiency.kv_cache.cache import KVCache
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.running import CachedForward
@@ -70,7 +69,7 @@ class SparseForward:
         real = None if mask is None or bool(mask.all()) else mask.bool()
         token = _RUNNING.set(_Running(self, real, past + new, new))
         try:
-            with _attention(self.model):
+            with attending(self.model, NAME):
                 return self.before(**given)
         finally:
             _RUNNING.reset(token)
@@ -190,15 +189,3 @@ def sparse_attention(
 
 
 AttentionInterface.register(NAME, sparse_attention)
-
-
-@contextmanager
-def _attention(model: PreTrainedModel) -> Iterator[None]:
-    """The model's attention layers call `sparse_attention` within it."""
-    config: Any = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = NAME
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
