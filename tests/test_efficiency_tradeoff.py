@@ -101,6 +101,8 @@ def test_all_rows_are_measured_in_one_run_beside_their_controls(model, tmp_path)
     assert stored["about"]["ledgers"]["b"][0]["after"] == 40
     assert "<html" in (tmp_path / "tradeoff.html").read_text()[:200].lower()
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
+    shown = found.picture("text.kl", "weight_bytes").draw()._repr_png_()  # what a notebook shows of it
+    assert len(shown) > 5000
     assert (tmp_path / "tradeoff.csv").read_text().startswith("row,kind,of,budget,simulated,")
 
 

@@ -8,12 +8,11 @@ import matplotlib
 import pandas as pd
 import plotly.graph_objects as go
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from interp.plots import style
 from interp.plots.curves import LINES
 from interp.plots.picture import Picture
-from interp.plots.static import drawable, settings
+from interp.plots.static import Figure, drawable, settings
 
 if TYPE_CHECKING:
     from interp.efficiency.tradeoff import Tradeoff

@@ -44,4 +44,5 @@ def kept_entries(plan: KVPlan) -> go.Figure:
         )
     )
     title = f"{plan.method} at {plan.budget:.0%}: entries kept of {length:,} tokens, {plan.model}"
+    figure.update_yaxes(dtick=max(1, len(heads) // 8))
     return figure.update_layout(title=title, xaxis_title="layer", yaxis_title="key-value head")
