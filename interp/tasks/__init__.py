@@ -11,7 +11,7 @@ from interp.tasks.arithmetic import ARITHMETIC
 from interp.tasks.behaviour import Behaviour, build
 from interp.tasks.capitals import CAPITALS
 from interp.tasks.colored_objects import COLORED_OBJECTS
-from interp.tasks.corpora import CORPORA, corpus
+from interp.tasks.corpora import CORPORA, SPLITS, corpus, documents
 from interp.tasks.count import COUNT
 from interp.tasks.dataset import Task
 from interp.tasks.docstring import DOCSTRING
@@ -35,6 +35,7 @@ from interp.tasks.two_hop import TWO_HOP
 __all__ = [
     "CORPORA",
     "METRICS",
+    "SPLITS",
     "TASKS",
     "Behaviour",
     "KeySample",
@@ -42,6 +43,7 @@ __all__ = [
     "Pair",
     "Task",
     "corpus",
+    "documents",
     "from_pairs",
     "key_samples",
     "load_jsonl",

