@@ -7,10 +7,9 @@
 >>> interp.plots.heatmap(scores)                                 # doctest: +SKIP
 """
 
-from __future__ import annotations
+from typing import TYPE_CHECKING
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from interp._lazy import lazy
 
 if TYPE_CHECKING:
     from interp import (
@@ -55,17 +54,4 @@ __all__ = [
     "tracing",
 ]
 
-_FUNCTIONS = {"deploy": "interp.efficiency", "load": "interp.models", "task": "interp.tasks"}
-
-
-def __getattr__(name: str) -> Any:
-    """Imports on first use, so that the command line starts at once."""
-    if name in _FUNCTIONS:
-        return getattr(importlib.import_module(_FUNCTIONS[name]), name)
-    if name in __all__:
-        return importlib.import_module(f"interp.{name}")
-    raise AttributeError(f"module 'interp' has no attribute {name!r}")
-
-
-def __dir__() -> list[str]:
-    return __all__
+lazy(__name__)

@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-from transformer_lens.model_bridge import TransformerBridge
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = ["HOOKS", "INDEX_OF_SITE", "SITES", "Graph", "Node", "site_of"]
 
@@ -285,6 +286,8 @@ _ODD_CONFIG = ("rotary_adjacent_pairs", "rotary_interleaved_cos_sin", "qk_norm_a
 
 def _known_blocks(model: TransformerBridge) -> list[Any]:
     """The blocks, each part of which has been recognised."""
+    from transformer_lens.model_bridge import TransformerBridge
+
     if not isinstance(model, TransformerBridge):
         raise UsageError(f"expected a TransformerBridge, got {type(model).__name__}; make one with interp.load(...)")
     top = {name for name, _ in model.named_children() if not name.startswith("_")}

@@ -1,65 +1,70 @@
 """What attention heads do: detectors, sinks, retrieval heads, importance and weights; findings that others can use."""
 
-from interp.attention.detectors import DETECTORS, Detector
-from interp.attention.heads import heads, survey
-from interp.attention.importance import head_importance, rank_agreement
-from interp.attention.neuron_view import QueryKeys, query_key_products
-from interp.attention.patterns import Patterns, patterns, stream
-from interp.attention.reasoning import (
-    ReasoningTask,
-    entropy_ranking,
-    head_entropy,
-    kth_smallest,
-    mechanistic_probe,
-    rule_chains,
-    train_kth_smallest,
-    untrained,
-)
-from interp.attention.retrieval import (
-    NEEDLES,
-    Needle,
-    NeedleSample,
-    ZeroHeads,
-    head_reach,
-    needle_recall,
-    needle_samples,
-    retrieval_causality,
-    retrieval_heads,
-)
-from interp.attention.sinks import (
-    BackcopyModel,
-    BackcopyTask,
-    BackcopyTraining,
-    SinkSurvey,
-    active_dormant,
-    block_sink,
-    blocking_table,
-    dormant_ablation,
-    extreme_tokens,
-    head_costs,
-    massive_activations,
-    sink_heads,
-    sink_metric,
-    sink_positions,
-    survey_sinks,
-    train_backcopy,
-)
-from interp.attention.weights import (
-    Components,
-    HeadWeights,
-    Terms,
-    attention_terms,
-    channel_function,
-    composition,
-    edited_channel,
-    head_weights,
-    ov_components,
-    percentile,
-    remove_signal,
-    scale_channels,
-    signal_sources,
-    trace,
-)
+from typing import TYPE_CHECKING
+
+from interp._lazy import lazy
+
+if TYPE_CHECKING:
+    from interp.attention.detectors import DETECTORS, Detector
+    from interp.attention.heads import heads, survey
+    from interp.attention.importance import head_importance, rank_agreement
+    from interp.attention.neuron_view import QueryKeys, query_key_products
+    from interp.attention.patterns import Patterns, patterns, stream
+    from interp.attention.reasoning import (
+        ReasoningTask,
+        entropy_ranking,
+        head_entropy,
+        kth_smallest,
+        mechanistic_probe,
+        rule_chains,
+        train_kth_smallest,
+        untrained,
+    )
+    from interp.attention.retrieval import (
+        NEEDLES,
+        Needle,
+        NeedleSample,
+        ZeroHeads,
+        head_reach,
+        needle_recall,
+        needle_samples,
+        retrieval_causality,
+        retrieval_heads,
+    )
+    from interp.attention.sinks import (
+        BackcopyModel,
+        BackcopyTask,
+        BackcopyTraining,
+        SinkSurvey,
+        active_dormant,
+        block_sink,
+        blocking_table,
+        dormant_ablation,
+        extreme_tokens,
+        head_costs,
+        massive_activations,
+        sink_heads,
+        sink_metric,
+        sink_positions,
+        survey_sinks,
+        train_backcopy,
+    )
+    from interp.attention.weights import (
+        Components,
+        HeadWeights,
+        Terms,
+        attention_terms,
+        channel_function,
+        composition,
+        edited_channel,
+        head_weights,
+        ov_components,
+        percentile,
+        remove_signal,
+        scale_channels,
+        signal_sources,
+        trace,
+    )
 
 __all__ = [
     "DETECTORS",
@@ -121,3 +126,5 @@ __all__ = [
     "train_kth_smallest",
     "untrained",
 ]
+
+lazy(__name__)

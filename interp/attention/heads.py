@@ -12,20 +12,20 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
-from interp.attention.detectors import DETECTORS, Detector, DoesNotApply
+from interp.attention.detectors import Detector, DoesNotApply, known
 from interp.attention.ioi import IndirectObjects
 from interp.attention.ov import OV
 from interp.attention.patterns import Patterns, stream
 from interp.engine.identity import identity, versions
 from interp.engine.parts import Parts
 from interp.engine.verify import verified
-from interp.errors import UsageError, unknown_name
+from interp.errors import UsageError
 from interp.results import HeadKinds, scores
 from interp.tasks import corpus, task
 from interp.tasks.corpora import longest_input
 from interp.tasks.tokens import Encoder
 
-__all__ = ["heads", "known", "separators", "survey"]
+__all__ = ["heads", "separators", "survey"]
 
 _REPEATED = 96
 _WORDS = 1000
@@ -161,25 +161,6 @@ def separators(model: Any, tokens: Int[Tensor, "row pos"]) -> Bool[Tensor, "row 
 
 def _is_bare(word: str) -> bool:
     return not any(letter.isalnum() for letter in word)
-
-
-def known(kinds: str | Sequence[str | Detector]) -> list[Detector]:
-    """The detectors that are asked for.
-
-    Raises:
-        UsageError: an unknown kind, none, or one twice.
-    """
-    if isinstance(kinds, str):
-        kinds = list(DETECTORS) if kinds == "all" else [kinds]
-    chosen: list[Detector] = []
-    for kind in kinds:
-        if isinstance(kind, str) and kind not in DETECTORS:
-            raise unknown_name("kind of head", kind, [*DETECTORS, "all"])
-        chosen.append(DETECTORS[kind] if isinstance(kind, str) else kind)
-    names = [detector.name for detector in chosen]
-    if not names or len(set(names)) < len(names):
-        raise UsageError(f"name one kind of head or more, each once; got {names}")
-    return chosen
 
 
 def _inputs(model: Any, parts: Parts, text: Any, n: int, length: int, seed: int) -> dict[str, Callable[[], Any]]:

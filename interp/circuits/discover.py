@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,62 +13,16 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.circuits.acdc import acdc
 from interp.circuits.attribution import edge_attribution
 from interp.circuits.exact import EdgeExperiment, exact_edges
+from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
 from interp.circuits.search import above, greedy, of_nodes, strongest
 from interp.engine.identity import identity, versions
-from interp.engine.rules import RELP
 from interp.errors import UsageError, unknown_name
 from interp.graph import Graph
 from interp.patching.experiment import Experiment
 from interp.results.circuit import Circuit
 from interp.tasks import Task
 
-ABLATIONS = ("corrupted", "zero", "mean")
-
-__all__ = ["ABLATIONS", "METHODS", "Method", "discover", "mask_of", "score_edges", "scores_of"]
-
-
-@dataclass(frozen=True)
-class Method:
-    """A way to score all edges: ``score(experiment, alternative, steps)`` gives "example node port" in the metric's
-    units: the effect of replacing each edge of the experiment's base run."""
-
-    name: str
-    description: str
-    score: Callable[[Experiment, str | Tensor | None, int], Float[Tensor, "example node port"]]
-    steps: int = 1
-
-
-METHODS = {
-    method.name: method
-    for method in (
-        Method("eap", "the gradient at the base run", lambda e, a, _: edge_attribution(e, alternative=a)),
-        Method(
-            "eap-ig",
-            "gradients along the way between the two runs' embeddings",
-            lambda e, a, steps: edge_attribution(e, alternative=a, steps=steps),
-            5,
-        ),
-        Method(
-            "eap-ig-activations",
-            "gradients along the way between the two runs' writes, layer by layer",
-            lambda e, a, steps: edge_attribution(e, alternative=a, steps=steps, along="activations"),
-            5,
-        ),
-        Method(
-            "relp",
-            "relevance coefficients at the base run",
-            lambda e, a, _: edge_attribution(e, alternative=a, rules=RELP),
-        ),
-        Method(
-            "relp-ig",
-            "relevance coefficients along the way between the two runs' embeddings",
-            lambda e, a, steps: edge_attribution(e, alternative=a, rules=RELP, steps=steps),
-            5,
-        ),
-        Method("exact", "path patching of every single edge", lambda e, a, _: exact_edges(e, a)),
-    )
-}
-"""The methods that score all edges. ``acdc`` is the other one: it removes edges one after the other."""
+__all__ = ["discover", "mask_of", "score_edges", "scores_of"]
 
 
 def score_edges(
@@ -106,9 +58,9 @@ def score_edges(
         raise unknown_name("ablation", ablation, ABLATIONS)
     metrics, steps = [metric] if metric else None, steps or METHODS[method].steps
     if ablation == "corrupted":
-        scores = METHODS[method].score(Experiment(model, task, metrics=metrics), None, steps)
+        scores = _scored(method, Experiment(model, task, metrics=metrics), None, steps)
     else:
-        scores = -METHODS[method].score(Experiment(model, task, mode="noising", metrics=metrics), ablation, steps)
+        scores = -_scored(method, Experiment(model, task, mode="noising", metrics=metrics), ablation, steps)
     if not scores.any():
         warnings.warn(
             f"all edges score zero: {metrics[0] if metrics else task.measure.name!r} does not depend on what differs "
@@ -116,6 +68,16 @@ def score_edges(
             stacklevel=2,
         )
     return scores.mean(0).cpu()
+
+
+def _scored(
+    method: str, experiment: Experiment, alternative: str | None, steps: int
+) -> Float[Tensor, "example node port"]:
+    """The effect of replacing each edge of the experiment's base run, in the metric's units."""
+    card = METHODS[method]
+    if card.rules is None:
+        return exact_edges(experiment, alternative)
+    return edge_attribution(experiment, alternative=alternative, rules=card.rules, steps=steps, along=card.along)
 
 
 def discover(
@@ -162,8 +124,8 @@ def discover(
     graph = Graph.of(model)
     if sum(given is not None for given in (edges, nodes, threshold)) > 1:
         raise UsageError("give one of edges, nodes and threshold")
-    if search not in ("strongest", "greedy"):
-        raise unknown_name("search", search, ("strongest", "greedy"))
+    if search not in SEARCHES:
+        raise unknown_name("search", search, SEARCHES)
     began = time.perf_counter()
     settings: dict[str, object] = {"n": len(task), "seed": task.seed, "metric": metric or task.measure.name}
     settings["ablation"] = ablation

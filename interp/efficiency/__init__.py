@@ -1,15 +1,20 @@
 """Findings make the model cheaper: methods make plans, plans change a deployed model, trade-offs measure them."""
 
-from interp.efficiency.composed import Composed
-from interp.efficiency.cost import Cost
-from interp.efficiency.deployment import Deployment, deploy, deployment
-from interp.efficiency.ledger import Amount, Ledger
-from interp.efficiency.making import make
-from interp.efficiency.plan import Plan
-from interp.efficiency.quality import Keys, Quality, Tasks, Text
-from interp.efficiency.registry import METHODS, method
-from interp.efficiency.saving import load, save
-from interp.efficiency.tradeoff import Tradeoff, tradeoff
+from typing import TYPE_CHECKING
+
+from interp._lazy import lazy
+
+if TYPE_CHECKING:
+    from interp.efficiency.composed import Composed
+    from interp.efficiency.cost import Cost
+    from interp.efficiency.deployment import Deployment, deploy, deployment
+    from interp.efficiency.ledger import Amount, Ledger
+    from interp.efficiency.making import make
+    from interp.efficiency.plan import Plan
+    from interp.efficiency.quality import Keys, Quality, Tasks, Text
+    from interp.efficiency.registry import METHODS, method
+    from interp.efficiency.saving import load, save
+    from interp.efficiency.tradeoff import Tradeoff, tradeoff
 
 __all__ = [
     "METHODS",
@@ -32,3 +37,5 @@ __all__ = [
     "save",
     "tradeoff",
 ]
+
+lazy(__name__)

@@ -33,91 +33,14 @@ AttnLRP's softmax rule (its prop. 3.1) is the plain gradient times input, so not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from interp.errors import UsageError, unknown_name
+from interp.engine.rule_sets import GRADIENT, RELP, RULE_SETS, Rules, rules
+from interp.errors import UsageError
 
 __all__ = ["GRADIENT", "RELP", "RULE_SETS", "Rules", "rules"]
-
-_CHOICES = {
-    "norm": ("gradient", "constant", "secant"),
-    "activation": ("gradient", "identity", "secant"),
-    "gate": ("gradient", "half", "midpoint"),
-    "attention": ("gradient", "constant", "attnlrp", "secant"),
-    "linear": ("gradient", "epsilon", "gamma"),
-}
-
-
-@dataclass(frozen=True)
-class Rules:
-    """One rule for each place; the default is the plain gradient everywhere.
-
-    Args:
-        norm: ``gradient``, ``constant`` or ``secant``, for LayerNorm and RMSNorm alike.
-        activation: ``gradient``, ``identity`` or ``secant``, for the MLP's activation function.
-        gate: ``gradient``, ``half`` or ``midpoint``, for the product in gated MLPs.
-        attention: ``gradient``, ``constant``, ``attnlrp`` or ``secant``.
-        linear: ``gradient``, ``epsilon`` or ``gamma``, for every projection.
-        epsilon: Of the epsilon rule, in the units of the projection's output.
-        gamma: Of the gamma rule.
-
-    Raises:
-        UsageError: An unknown rule, or a negative epsilon or gamma.
-    """
-
-    norm: str = "gradient"
-    activation: str = "gradient"
-    gate: str = "gradient"
-    attention: str = "gradient"
-    linear: str = "gradient"
-    epsilon: float = 1e-6
-    gamma: float = 0.25
-
-    def __post_init__(self) -> None:
-        for place, known in _CHOICES.items():
-            if getattr(self, place) not in known:
-                raise unknown_name(f"rule for {place}", str(getattr(self, place)), known)
-        if self.epsilon < 0 or self.gamma < 0:
-            raise UsageError(f"epsilon and gamma must not be negative, got {self.epsilon} and {self.gamma}")
-
-    @property
-    def two_runs(self) -> bool:
-        """Whether a rule looks at the other prompt's run, too."""
-        return "secant" in (self.norm, self.activation, self.attention) or self.gate == "midpoint"
-
-    def __str__(self) -> str:
-        changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
-        return ", ".join(changed) or "gradient"
-
-
-GRADIENT = Rules()
-RELP = Rules(norm="constant", activation="identity", gate="half")
-RULE_SETS = {
-    "gradient": GRADIENT,
-    "relp": RELP,
-    "relp-frozen-attention": Rules(norm="constant", activation="identity", gate="half", attention="constant"),
-    "attnlrp": Rules(norm="constant", activation="identity", gate="half", attention="attnlrp"),
-    "relp+secant-mlp": Rules(norm="constant", activation="secant", gate="midpoint"),
-    "secant": Rules(norm="secant", activation="secant", gate="midpoint", attention="secant"),
-}
-"""Rule sets by name. `relp` is RelP's published default; those with `secant` look at both runs, see above."""
-
-
-def rules(name_or_rules: str | Rules) -> Rules:
-    """A rule set by its name, or the given one.
-
-    Raises:
-        UsageError: No rule set has that name.
-    """
-    if isinstance(name_or_rules, Rules):
-        return name_or_rules
-    if name_or_rules not in RULE_SETS:
-        raise unknown_name("rule set", name_or_rules, RULE_SETS)
-    return RULE_SETS[name_or_rules]
 
 
 class _Linearised(Function):

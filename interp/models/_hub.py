@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, UsageError
@@ -20,12 +25,29 @@ _TIMEOUT_S = 5.0
 
 def official_name(name: str) -> str | None:
     """The hub id that TransformerLens lists for `name`, which may be an alias of its; None if it lists none."""
-    from transformer_lens.supported_models import get_official_model_name
+    return official_names().get(name.lower())
 
-    try:
-        return get_official_model_name(name)
-    except ValueError:
-        return None
+
+@cache
+def official_names() -> dict[str, str]:
+    """The hub ids that TransformerLens lists, by themselves and by their aliases, in small letters.
+
+    They are read from its files, since importing it takes seconds.
+    """
+    spec = find_spec("transformer_lens")
+    assert spec is not None
+    assert spec.origin is not None
+    package = Path(spec.origin).parent
+    source = ast.parse((package / "supported_models.py").read_text(encoding="utf-8"))
+    lists = {ast.unparse(line.target): line.value for line in source.body if isinstance(line, ast.AnnAssign)}
+    listed = lists["OFFICIAL_MODEL_NAMES"]
+    assert listed is not None
+    table = package / "tools" / "model_registry" / "data" / "model_aliases.json"
+    aliases = json.loads(table.read_text(encoding="utf-8"))["aliases"]
+    names: dict[str, str] = {}
+    for name in ast.literal_eval(listed):
+        names |= dict.fromkeys([alias.lower() for alias in (*aliases.get(name, ()), name)], name)
+    return names
 
 
 def boot_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> TransformerBridge:

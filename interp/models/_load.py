@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["load"]
+__all__ = ["load", "named"]
 
 
 def load(
@@ -56,26 +56,45 @@ def load(
         >>> model(model.to_tokens("Paris is the capital of")).shape
         torch.Size([1, 6, 49152])
     """
+    meant = named(name)
     import torch
 
     place, kind = _device(device), dtype or torch.float32
+    if isinstance(meant, ModelCard):
+        return _load_known(meant, place, kind, accept_license)
+    if isinstance(meant, str):
+        return boot_hub(meant, place, kind)
+    if meant.is_dir():
+        return boot_directory(meant, meant.resolve().name, place, kind)
+    return _load_gguf(meant, place, kind)
+
+
+def named(name: str | Path) -> ModelCard | Path | str:
+    """What `load` takes a name for, told at once: a known model, a directory or GGUF file, or the id of the hub.
+
+    Raises:
+        UsageError: unknown name.
+        InterpError: a file that is missing, truncated or damaged.
+    """
     name = str(name)
     known = card(name)
     if known is not None:
-        return _load_known(known, place, kind, accept_license)
+        return known
     path = Path(name).expanduser()
     if path.suffix.lower() == ".gguf":
-        return _load_gguf(path, place, kind)
+        if not path.is_file():
+            raise InterpError(f"there is no file {path}")
+        return path
     if path.is_dir():
         check_directory(path)
-        return boot_directory(path, path.resolve().name, place, kind)
+        return path
     if path.exists():
         raise UsageError(f"{path} is neither a model directory nor a .gguf file")
     if name.startswith((".", "/", "~")) or "\\" in name:
         raise InterpError(f"there is no model directory or .gguf file at {path}")
     hub_id = official_name(name) or (name if re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None)
     if hub_id is not None:
-        return boot_hub(hub_id, place, kind)
+        return hub_id
     raise unknown_name("model", name, [c.name for c in models()])
 
 
@@ -92,8 +111,6 @@ def _load_known(known: ModelCard, device: torch.device, dtype: torch.dtype, acce
 
 def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
     """Convert a user's GGUF file once, kept under its digest, and load the conversion."""
-    if not path.is_file():
-        raise InterpError(f"there is no file {path}")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -7,12 +7,17 @@ the clean one. For a metric that is higher on clean prompts (`higher_is_clean`),
 clean answer".
 """
 
-from interp.patching.activation import activation, groups, intervene
-from interp.patching.agreement import agreement
-from interp.patching.atp_star import atp_star
-from interp.patching.attribution import attribution
-from interp.patching.baselines import performance
-from interp.patching.features import feature_effects, feature_groups
+from typing import TYPE_CHECKING
+
+from interp._lazy import lazy
+
+if TYPE_CHECKING:
+    from interp.patching.activation import activation, groups, intervene
+    from interp.patching.agreement import agreement
+    from interp.patching.atp_star import atp_star
+    from interp.patching.attribution import attribution
+    from interp.patching.baselines import performance
+    from interp.patching.features import feature_effects, feature_groups
 
 __all__ = [
     "activation",
@@ -25,3 +30,5 @@ __all__ = [
     "intervene",
     "performance",
 ]
+
+lazy(__name__)

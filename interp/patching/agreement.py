@@ -12,7 +12,6 @@ from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
-import torch
 import xarray as xr
 from scipy import stats
 from transformer_lens.model_bridge import TransformerBridge
@@ -23,6 +22,7 @@ from interp.graph import site_of
 from interp.patching.activation import activation
 from interp.patching.atp_star import star_estimates
 from interp.patching.estimates import Plan, estimates, labelled_estimates
+from interp.patching.methods import METHODS
 from interp.tasks import Task
 
 __all__ = ["KINDS", "METHODS", "Agreement", "agreement", "compare", "exact"]
@@ -31,26 +31,6 @@ KINDS = ("resid_pre", "attn_out", "mlp_out", "heads", "heads by position")
 """The kinds of node that are compared if no others are asked for."""
 
 TOP = 10
-
-
-def _rules(name: str, steps: int = 1, along: str = "inputs") -> Callable[[Plan], dict[str, torch.Tensor]]:
-    return lambda plan: estimates(plan, rules(name), steps, along)
-
-
-METHODS: dict[str, Callable[[Plan], dict[str, torch.Tensor]]] = {
-    "attribution": _rules("gradient"),
-    "relp": _rules("relp"),
-    "relp-frozen-attention": _rules("relp-frozen-attention"),
-    "attnlrp": _rules("attnlrp"),
-    "relp+secant-mlp": _rules("relp+secant-mlp"),
-    "secant": _rules("secant"),
-    "atp*": lambda plan: star_estimates(plan, rules("gradient")),
-    "ig-inputs-5": _rules("gradient", 5),
-    "relp+ig-inputs-5": _rules("relp", 5),
-    "ig-activations-5": _rules("gradient", 5, "activations"),
-    "relp+ig-activations-5": _rules("relp", 5, "activations"),
-}
-"""Methods by name: from a plan to the estimates of each of its kinds of node."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,7 +211,9 @@ def _run(method, model, task, specs, mode, max_memory) -> dict[str, xr.DataArray
 
 def _labelled(method: str, plan: Plan) -> list[xr.DataArray]:
     began = time.perf_counter()
-    found = METHODS[method](plan)
+    card = METHODS[method]
+    chosen = rules(card.rules)
+    found = star_estimates(plan, chosen) if card.star else estimates(plan, chosen, card.steps, card.along)
     return labelled_estimates(plan, found, False, time.perf_counter() - began, method=method)
 
 

@@ -8,16 +8,18 @@ import inspect
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Int
-from torch import Tensor
 
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.models._data import data_path
 from interp.models.cache import cache_root
 from interp.tasks.tokens import Encoder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["CORPORA", "SPLITS", "corpus", "documents", "longest_input"]
 
@@ -55,12 +57,14 @@ def corpus(
         UsageError: an unknown source or split, too little text for what is asked, or a length below 2.
         InterpError: a file that can't be read.
     """
+    import torch
+
     if n < 1 or length < 2:
         raise UsageError(f"a corpus needs n of at least 1 and a length of at least 2, got n={n} and length={length}")
     longest = longest_input(model)
     if longest is not None and length > longest:
         raise UsageError(f"this model has positions for {longest} tokens, and a length of {length} is asked for")
-    if isinstance(source, Tensor):
+    if isinstance(source, torch.Tensor):
         source = source if split is None or source.ndim != 2 else _rows_of_half(source, split)
         if source.ndim != 2 or source.shape[0] < n or source.shape[1] < length or source.dtype.is_floating_point:
             raise UsageError(
@@ -141,7 +145,7 @@ def _half(items: Sequence[bytes], split: str, where: str) -> list[int]:
 
 def _rows_of_half(ids: Tensor, split: str) -> Tensor:
     rows = _half([row.numpy().tobytes() for row in ids.long().cpu()], split, "the tensor of token ids")
-    return ids[torch.tensor(rows, device=ids.device)]
+    return ids[rows]
 
 
 def _folder(name: str) -> Callable[[], list[str]]:
@@ -214,6 +218,8 @@ def _read(path: Path) -> list[str]:
 
 
 def _drawn(kind: str, model: Any, prefix: tuple[int, ...], n: int, length: int, seed: int, split: str | None) -> Tensor:
+    import torch
+
     if split is not None and split not in SPLITS:
         raise unknown_name("split", split, SPLITS)
     half = 0 if split is None else SPLITS.index(split) + 1

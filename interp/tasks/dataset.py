@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from interp.errors import UsageError
 from interp.tasks.metrics import Metric, at_least_float32, metric, pick
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Task"]
 
@@ -104,8 +107,8 @@ class Task:
             raise UsageError(
                 f"task {self.name!r} has {self.clean.shape[1]} positions, the logits have {logits.shape[1]}"
             )
-        rows = torch.arange(len(self), device=logits.device)
-        return logits[rows, self.positions["end"].to(logits.device)]
+        end = self.positions["end"].to(logits.device)
+        return logits.take_along_dim(end[:, None, None], 1)[:, 0]
 
     def accuracy(self, logits: Float[Tensor, "batch *pos vocab"]) -> float:
         """The share of examples whose best right answer has a higher logit than their best wrong one.
@@ -114,8 +117,8 @@ class Task:
             logits: of the clean prompts, all or at `end`.
         """
         logits = at_least_float32(self.end_logits(logits))
-        right = pick(logits, self.right.to(logits.device), -torch.inf).amax(1)
-        wrong = pick(logits, self.wrong.to(logits.device), -torch.inf).amax(1)
+        right = pick(logits, self.right.to(logits.device), -math.inf).amax(1)
+        wrong = pick(logits, self.wrong.to(logits.device), -math.inf).amax(1)
         return (right > wrong).float().mean().item()
 
     def top1(self, logits: Float[Tensor, "batch *pos vocab"]) -> float:
@@ -163,11 +166,10 @@ class Task:
         for i in wanted:
             if not -len(self) <= i < len(self):
                 raise UsageError(f"task {self.name!r} has {len(self)} examples, there is no example {i}")
-        index_of = torch.tensor(wanted, device=self.clean.device)
         texts: dict[str, Any] = {
             name: tuple(rows[i] for i in wanted) for name in TEXTS if (rows := getattr(self, name))
         }
-        return replace(self._each(lambda tensor: tensor[index_of.to(tensor.device)]), **texts)
+        return replace(self._each(lambda tensor: tensor[wanted]), **texts)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Task:
         names = ("clean", "corrupted", "right", "wrong", "lengths")
@@ -183,7 +185,7 @@ class Task:
     def first_difference(self) -> Int[Tensor, " batch"]:
         """The first position where clean and corrupted differ; the example's length if they never do."""
         differs = self.clean != self.corrupted
-        return torch.where(differs.any(1), differs.int().argmax(1), self.lengths)
+        return differs.int().argmax(1).where(differs.any(1), self.lengths)
 
     @property
     def aligned(self) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
 from interp.errors import UsageError, unknown_name
 
-__all__ = ["METRICS", "Metric", "metric"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
-MetricFunction = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+__all__ = ["METRICS", "Metric", "metric"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Metric:
     higher_is_clean: bool
     reads: Literal["answers", "vocabulary"]
     formula: str
-    function: MetricFunction
+    function: Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
     def __call__(
         self,
@@ -66,6 +66,8 @@ class Metric:
         if reference is not None:
             reference = at_least_float32(reference.to(logits.device))
         values = self.function(logits, right, wrong, reference)
+        from torch import Tensor
+
         if not isinstance(values, Tensor) or values.shape != logits.shape[:1]:
             got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise UsageError(
@@ -101,7 +103,7 @@ def metric(name_or_callable: str | Metric | Callable[[Tensor], Tensor]) -> Metri
 
 
 def at_least_float32(logits: Tensor) -> Tensor:
-    return logits if logits.dtype in (torch.float32, torch.float64) else logits.float()
+    return logits if logits.is_floating_point() and logits.element_size() >= 4 else logits.float()
 
 
 def pick(values: Float[Tensor, "batch vocab"], ids: Int[Tensor, "batch k"], empty: float) -> Tensor:
@@ -128,16 +130,16 @@ def kl(logits: Tensor, right: Tensor, wrong: Tensor, reference: Tensor | None = 
     if reference.shape != logits.shape:
         raise UsageError(f"metric 'kl' got logits {list(logits.shape)} but a reference of {list(reference.shape)}")
     given, clean = logits.log_softmax(-1), reference.to(logits.dtype).log_softmax(-1)
-    terms = torch.where(clean.exp() > 0, clean.exp() * (clean - given), 0.0)
+    terms = (clean.exp() * (clean - given)).where(clean.exp() > 0, 0.0)
     return terms.sum(-1).clamp(min=0.0)
 
 
 def cross_entropy(logits: Tensor, right: Tensor, wrong: Tensor, reference: Tensor | None = None) -> Tensor:
-    return logits.logsumexp(-1) - pick(logits, right, -torch.inf).logsumexp(-1)
+    return logits.logsumexp(-1) - pick(logits, right, -math.inf).logsumexp(-1)
 
 
 def rank(logits: Tensor, right: Tensor, wrong: Tensor, reference: Tensor | None = None) -> Tensor:
-    best = pick(logits, right, -torch.inf).amax(1, keepdim=True)
+    best = pick(logits, right, -math.inf).amax(1, keepdim=True)
     return (logits > best).sum(1).to(logits.dtype) + 1
 
 

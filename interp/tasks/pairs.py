@@ -5,15 +5,16 @@ from __future__ import annotations
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError
 from interp.tasks.dataset import Task
 from interp.tasks.metrics import Metric, metric
 from interp.tasks.tokens import Encoded, Encoder
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Example", "Pair", "assemble", "encode_pair", "fill", "from_pairs", "template_pair"]
 
@@ -265,7 +266,12 @@ class RowsTo:
 
     def padded(self, rows: Sequence[Sequence[int]], value: int) -> Tensor:
         width = max(map(len, rows))
-        return torch.tensor([[*row, *[value] * (width - len(row))] for row in rows], device=self.device)
+        return self._tensor([[*row, *[value] * (width - len(row))] for row in rows])
 
     def column(self, values: Sequence[int]) -> Tensor:
+        return self._tensor(values)
+
+    def _tensor(self, values: Sequence) -> Tensor:
+        import torch
+
         return torch.tensor(values, device=self.device)

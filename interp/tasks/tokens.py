@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from interp.errors import UsageError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 __all__ = ["Encoded", "Encoder"]
 
@@ -98,6 +99,8 @@ class Encoder:
     @cached_property
     def device(self) -> torch.device:
         """Where the model wants its tokens."""
+        import torch
+
         if self.tokenizer is None:
             return torch.device(getattr(getattr(self.model, "cfg", None), "device", None) or "cpu")
         return self._probe.device

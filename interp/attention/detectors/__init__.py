@@ -1,40 +1,56 @@
 """The kinds of attention heads that can be told by what they do, each in a file of its own."""
 
-from interp.attention.detectors.copy_suppression import COPY_SUPPRESSION
-from interp.attention.detectors.copying import COPYING
-from interp.attention.detectors.current_token import CURRENT_TOKEN
-from interp.attention.detectors.detector import Detector, DoesNotApply
-from interp.attention.detectors.distance import DISTANCE
-from interp.attention.detectors.duplicate_token import DUPLICATE_TOKEN
-from interp.attention.detectors.entropy import ENTROPY
-from interp.attention.detectors.first_token import FIRST_TOKEN
-from interp.attention.detectors.induction import INDUCTION
-from interp.attention.detectors.name_mover import NAME_MOVER
-from interp.attention.detectors.positional import POSITIONAL
-from interp.attention.detectors.previous_token import PREVIOUS_TOKEN
-from interp.attention.detectors.s_inhibition import S_INHIBITION
-from interp.attention.detectors.separator import SEPARATOR
-from interp.attention.detectors.subject_suppressor import SUBJECT_SUPPRESSOR
-from interp.attention.detectors.successor import SUCCESSOR_HEAD
+from __future__ import annotations
 
-__all__ = ["DETECTORS", "Detector", "DoesNotApply"]
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-SHIPPED = (
-    PREVIOUS_TOKEN,
-    CURRENT_TOKEN,
-    FIRST_TOKEN,
-    DUPLICATE_TOKEN,
-    INDUCTION,
-    COPYING,
-    COPY_SUPPRESSION,
-    SUCCESSOR_HEAD,
-    NAME_MOVER,
-    SUBJECT_SUPPRESSOR,
-    S_INHIBITION,
-    SEPARATOR,
-    POSITIONAL,
-    ENTROPY,
-    DISTANCE,
+from interp._lazy import Registry, lazy
+from interp.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    from interp.attention.detectors.detector import Detector, DoesNotApply
+
+__all__ = ["DETECTORS", "Detector", "DoesNotApply", "known"]
+
+DETECTORS: Registry[Detector] = Registry(
+    "interp.attention.detectors",
+    previous_token="previous_token:PREVIOUS_TOKEN",
+    current_token="current_token:CURRENT_TOKEN",
+    first_token="first_token:FIRST_TOKEN",
+    duplicate_token="duplicate_token:DUPLICATE_TOKEN",
+    induction="induction:INDUCTION",
+    copying="copying:COPYING",
+    copy_suppression="copy_suppression:COPY_SUPPRESSION",
+    successor="successor:SUCCESSOR_HEAD",
+    name_mover="name_mover:NAME_MOVER",
+    subject_suppressor="subject_suppressor:SUBJECT_SUPPRESSOR",
+    s_inhibition="s_inhibition:S_INHIBITION",
+    separator="separator:SEPARATOR",
+    positional="positional:POSITIONAL",
+    entropy="entropy:ENTROPY",
+    distance="distance:DISTANCE",
 )
-DETECTORS: dict[str, Detector] = {detector.name: detector for detector in SHIPPED}
 """The shipped detectors by name, in the order of the survey table."""
+
+
+def known(kinds: str | Sequence[str | Detector]) -> list[Detector]:
+    """The detectors that are asked for.
+
+    Raises:
+        UsageError: an unknown kind, none, or one twice.
+    """
+    if isinstance(kinds, str):
+        kinds = list(DETECTORS) if kinds == "all" else [kinds]
+    chosen: list[Detector] = []
+    for kind in kinds:
+        if isinstance(kind, str) and kind not in DETECTORS:
+            raise unknown_name("kind of head", kind, [*DETECTORS, "all"])
+        chosen.append(DETECTORS[kind] if isinstance(kind, str) else kind)
+    names = [detector.name for detector in chosen]
+    if not names or len(set(names)) < len(names):
+        raise UsageError(f"name one kind of head or more, each once; got {names}")
+    return chosen
+
+
+lazy(__name__)

@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from interp._lazy import Registry
 from interp.errors import unknown_name
-from interp.features.architectures.batch_topk import BatchTopK
-from interp.features.architectures.cross_layer import CrossLayerTranscoder
-from interp.features.architectures.crosscoder import BatchTopKCrosscoder, Crosscoder, TopKCrosscoder
-from interp.features.architectures.dictionary import Dictionary
-from interp.features.architectures.gated import Gated
-from interp.features.architectures.gradient_topk import GradientTopK
-from interp.features.architectures.jumprelu import JumpReLU
-from interp.features.architectures.matryoshka import Matryoshka
-from interp.features.architectures.standard import Standard
-from interp.features.architectures.topk import TopK
 from interp.features.place import Place, Places
+
+if TYPE_CHECKING:
+    from interp.features.architectures.dictionary import Dictionary
 
 __all__ = ["ARCHITECTURES", "OF_SEVERAL_PLACES", "from_settings"]
 
-ARCHITECTURES: dict[str, type[Dictionary]] = {
-    made.architecture: made for made in (Standard, TopK, BatchTopK, Matryoshka, JumpReLU, Gated, GradientTopK)
-}
+ARCHITECTURES: Registry[type[Dictionary]] = Registry(
+    "interp.features.architectures",
+    standard="standard:Standard",
+    topk="topk:TopK",
+    batch_topk="batch_topk:BatchTopK",
+    matryoshka="matryoshka:Matryoshka",
+    jumprelu="jumprelu:JumpReLU",
+    gated="gated:Gated",
+    gradient_topk="gradient_topk:GradientTopK",
+)
 """Those that read one place and write one."""
 
-OF_SEVERAL_PLACES: dict[str, type[Dictionary]] = {
-    made.architecture: made for made in (Crosscoder, TopKCrosscoder, BatchTopKCrosscoder, CrossLayerTranscoder)
-}
+OF_SEVERAL_PLACES: Registry[type[Dictionary]] = Registry(
+    "interp.features.architectures",
+    crosscoder="crosscoder:Crosscoder",
+    topk_crosscoder="crosscoder:TopKCrosscoder",
+    batch_topk_crosscoder="crosscoder:BatchTopKCrosscoder",
+    cross_layer_transcoder="cross_layer:CrossLayerTranscoder",
+)
 """Those that read and write several places at once."""
 
 
@@ -37,10 +42,10 @@ def from_settings(architecture: str, settings: dict[str, Any]) -> Dictionary:
     Raises:
         UsageError: An unknown architecture.
     """
-    known = ARCHITECTURES | OF_SEVERAL_PLACES
-    if architecture not in known:
-        raise unknown_name("architecture", architecture, known)
-    return known[architecture](**{**settings, **{side: _places(settings[side]) for side in ("reads", "writes")}})
+    made = ARCHITECTURES.get(architecture) or OF_SEVERAL_PLACES.get(architecture)
+    if made is None:
+        raise unknown_name("architecture", architecture, [*ARCHITECTURES, *OF_SEVERAL_PLACES])
+    return made(**{**settings, **{side: _places(settings[side]) for side in ("reads", "writes")}})
 
 
 def _places(names: str | Sequence[str] | None) -> Places | None:
