@@ -97,7 +97,7 @@ def test_graph_files_of_another_version_or_damaged_are_refused(tmp_path):
         ("new", "'interp.attribution-graph/7', and this program reads 'interp.attribution-graph/1'"),
         ("cut", "is damaged"),
         ("other", "'no format at all'"),
-        ("missing", "there is no file"),
+        ("missing", "there is no graph at"),
     ):
         done = run(tmp_path / f"{name}.safetensors", "--out", tmp_path / "out")
         assert done.exit_code == 1, name

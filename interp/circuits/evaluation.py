@@ -16,7 +16,8 @@ from interp.errors import UsageError, unknown_name
 from interp.graph import Graph
 from interp.models import fingerprint
 from interp.patching.experiment import Experiment
-from interp.patching.sources import SOURCES, derangement
+from interp.patching.methods import SOURCES
+from interp.patching.sources import derangement
 from interp.results.circuit import Circuit
 from interp.tasks import Task
 

@@ -1,4 +1,8 @@
-"""What all commands share: options, messages, loading a model, writing files."""
+"""What all commands share: options, messages, loading a model, writing files.
+
+What the command line alone tells is checked first, against registries that are read without torch: a command imports
+what is slow only once its names, files and numbers make sense.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +10,9 @@ import functools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,16 +32,18 @@ __all__ = [
     "bar",
     "command",
     "err",
+    "known",
     "known_task",
+    "known_text",
     "load",
     "numbers",
     "out",
     "plain",
+    "there",
     "writable",
 ]
 
 app = typer.Typer(
-    help="Measure what a transformer uses for a behaviour.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -52,13 +59,33 @@ Device = Annotated[str | None, typer.Option(help="Where to run, as torch names i
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)]
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"interp {version('interp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def interp(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say which version this is, and end.")
+    ] = False,
+) -> None:
+    """Measure what a transformer uses for a behaviour, and let the finding make the model cheaper."""
+
+
 def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Failures become one message on standard error: exit code 2 for a bad request, 1 for anything else."""
+    """Failures become one message on standard error: exit code 2 for a bad request, 1 for anything else.
+
+    A command's ``model`` is known, and its file there, before the command begins.
+    """
 
     @functools.wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         warnings.showwarning = lambda message, *_: err.print(f"[yellow]note:[/] {message}", soft_wrap=True)
         try:
+            if "model" in kwargs:
+                _known_model(kwargs["model"])
             function(*args, **kwargs)
             return
         except UsageError as error:
@@ -107,12 +134,43 @@ def bar() -> Iterator[Callable[[str, float, float], None]]:
         yield report
 
 
-def known_task(name: str) -> None:
-    """Refuses a task that there is not before a model is loaded."""
-    import interp
+def known(kind: str, name: str | None, names: Collection[str]) -> None:
+    """Refuses a name that there is not; None stands for the default."""
+    if name is not None and name not in names:
+        raise unknown_name(kind, name, names)
 
-    if not name.endswith(".jsonl") and name not in interp.tasks.names():
-        raise unknown_name("task", name, interp.tasks.names())
+
+def known_task(name: str, metric: str | None = None) -> None:
+    """Refuses a task that there is not, a file that can't be read, and a metric that there is not."""
+    from interp.tasks import METRICS, names
+    from interp.tasks.jsonl import lines
+
+    if name.endswith(".jsonl"):
+        lines(Path(name))
+    else:
+        known("task", name, names())
+    known("metric", metric, METRICS)
+
+
+def known_text(*sources: str) -> None:
+    """Refuses a text that there is not, or whose file can't be read."""
+    from interp.tasks.corpora import CORPORA, documents
+
+    for source in sources:
+        if source not in CORPORA:
+            documents(source)
+
+
+def there(path: Path, what: str) -> None:
+    """Refuses a file or folder that is not there."""
+    if not path.exists():
+        raise InterpError(f"there is no {what} at {path}")
+
+
+def _known_model(name: str) -> None:
+    from interp.models import named
+
+    named(name)
 
 
 def numbers(text: str | None) -> list[int] | None:

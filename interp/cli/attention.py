@@ -30,8 +30,8 @@ def attention(
     """Show a prompt's attention: all heads, the pattern of one, and its lines, on a page that answers to clicks."""
     import interp
 
-    writable(directory)
     shown, wanted = _head(head), numbers(layers)
+    writable(directory)
     bridge = load(model, accept_license, device)
     patterns = interp.attention.patterns(bridge, prompt, wanted)
     other = interp.attention.patterns(bridge, beside, wanted) if beside is not None else None

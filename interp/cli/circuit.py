@@ -9,8 +9,22 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Examples, Model, Out, Seed, app, command, known_task, load, out, writable
-from interp.errors import UsageError, unknown_name
+from interp.cli.app import (
+    Accept,
+    Device,
+    Examples,
+    Model,
+    Out,
+    Seed,
+    app,
+    command,
+    known,
+    known_task,
+    load,
+    out,
+    writable,
+)
+from interp.errors import UsageError
 
 __all__ = ["circuit"]
 
@@ -46,13 +60,14 @@ def circuit(
 ) -> None:
     """Find the circuit of a behaviour, test it, and write it to --out."""
     import interp
-    from interp.circuits.discover import METHODS
+    from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
 
+    known_task(task, metric)
+    known("method", method, [*METHODS, "acdc"])
+    known("search", search, SEARCHES)
+    known("ablation", ablation, ABLATIONS)
     if directory:
         writable(directory)
-    known_task(task)
-    if method not in (*METHODS, "acdc"):
-        raise unknown_name("method", method, [*METHODS, "acdc"])
     bridge = load(model, accept_license, device)
     behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric)
     found = interp.circuits.discover(

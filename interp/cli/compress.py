@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, app, command, load, out, plain, writable
+from interp.cli.app import Accept, Device, Model, app, command, known_text, load, out, plain, there, writable
 from interp.errors import UsageError
 
 __all__ = ["compress", "methods", "tradeoff"]
@@ -41,10 +41,16 @@ def compress(
 ) -> None:
     """Make a plan from findings, and write it with a picture, its ledger and, where it has its own, the weights."""
     from interp import efficiency, results
+    from interp.efficiency.registry import check_budget, check_findings
 
-    efficiency.method(method)
+    chosen = {**_length(method, length), **_options(options or ())}
+    check_budget(method, budget)
+    for path in findings or ():
+        there(path, "finding")
+    if not findings:
+        check_findings(method, chosen)
     found = [results.load(path) for path in findings or ()]
-    made = efficiency.make(method, found, budget=budget, **{**_length(method, length), **_options(options or ())})
+    made = efficiency.make(method, found, budget=budget, **chosen)
     writable(directory)
     bridge = load(model, accept_license, device)
     if not any_model:
@@ -99,6 +105,9 @@ def tradeoff(
     """Measure plans beside the dense model: recall, loss, seconds and bytes, as a table and a picture."""
     from interp import efficiency
 
+    known_text(text)
+    for path in plans:
+        there(_file(path), "plan")
     read = {_name(path): efficiency.Plan.load(_file(path)) for path in plans}
     if len(read) < len(plans):
         raise UsageError("two plans have one name; put them into folders of different names")

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, load, out, plain, writable
+from interp.cli.app import Accept, Device, Model, Out, app, command, known_text, load, out, plain, writable
 from interp.cli.findings import write_finding
 
 __all__ = ["heads"]
@@ -34,12 +34,14 @@ def heads(
 ) -> None:
     """Say what each attention head does: score all heads for every kind, and print the survey."""
     import interp
-    from interp.attention.heads import known
+    from interp.attention.detectors import known
 
+    wanted: Any = kinds if kinds == "all" else [kind.strip() for kind in kinds.split(",")]
+    if text is not None:
+        known_text(text)
+    known(wanted)
     if directory:
         writable(directory)
-    wanted: Any = kinds if kinds == "all" else [kind.strip() for kind in kinds.split(",")]
-    known(wanted)
     bridge = load(model, accept_license, device)
     found = interp.attention.heads(bridge, wanted, text, n=n, length=length, seed=seed)
     survey = interp.attention.survey(found, top)

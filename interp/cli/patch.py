@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 from rich import box
 from rich.table import Table
@@ -20,6 +19,7 @@ from interp.cli.app import (
     Seed,
     app,
     command,
+    known,
     known_task,
     load,
     numbers,
@@ -27,7 +27,7 @@ from interp.cli.app import (
     plain,
     writable,
 )
-from interp.errors import InterpError, UsageError, unknown_name
+from interp.errors import InterpError, UsageError
 
 __all__ = ["patch"]
 
@@ -62,13 +62,16 @@ def patch(
 ) -> None:
     """Patch every node of one kind; print the strongest, and write scores and heatmaps to --out."""
     import interp
+    from interp.patching.methods import MODES, SOURCES
 
+    wanted = numbers(layers)
+    known_task(task, metric)
+    interp.graph.site_of(nodes)
+    known("mode", mode, MODES)
+    known("source", source, SOURCES)
+    methods = _methods(method, against)
     if directory:
         writable(directory)
-    wanted = numbers(layers)
-    known_task(task)
-    interp.graph.site_of(nodes)
-    methods = _methods(method, against)
     bridge = load(model, accept_license, device)
     behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric)
     if against:
@@ -126,16 +129,14 @@ def _report(scores: Any, directory: Path | None, json: bool) -> None:
 
 def _methods(method: list[str] | None, against: str | None) -> list[str]:
     """The methods asked for, checked before a model is loaded."""
-    from interp.engine.rules import RULE_SETS
-    from interp.patching.agreement import METHODS
+    from interp.engine.rule_sets import RULE_SETS
+    from interp.patching.methods import METHODS
 
     if against not in (None, "activation"):
         raise UsageError(f"estimates are held against exact patching: --against activation, not {against!r}")
     chosen = method or (["attribution", "relp", "secant"] if against else ["activation"])
-    known = [*METHODS] if against else ["activation", "attribution", "atp*", *RULE_SETS]
     for name in chosen:
-        if name not in known:
-            raise unknown_name("method", name, known)
+        known("method", name, [*METHODS] if against else ["activation", "attribution", "atp*", *RULE_SETS])
     if len(chosen) > 1 and not against:
         raise UsageError("several methods are compared with --against activation; without it give one")
     return chosen
@@ -154,6 +155,8 @@ def _agreement(
     bridge: Any, task: Any, methods: list[str], nodes: str, by_position: bool, mode: Any, directory: Any, json: bool
 ) -> None:
     """The table of agreement with exact patching, and a scatter plot for each method."""
+    import numpy as np
+
     import interp
     from interp.patching.agreement import able
     from interp.results.files import write_text

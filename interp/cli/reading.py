@@ -7,13 +7,14 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli.app import Accept, Device, Model, command, load, numbers, out, plain, writable
+from interp.cli.app import Accept, Device, Model, command, known, known_text, load, numbers, out, plain, there, writable
 from interp.cli.sae import sae
-from interp.errors import UsageError, unknown_name
+from interp.errors import UsageError
 
 __all__ = ["dashboard", "explain"]
 
 EXPLANATIONS = "explanations.json"
+_ENDPOINT = ("http://", "https://")
 
 
 @sae.command()
@@ -31,8 +32,9 @@ def dashboard(
 ) -> None:
     """Write a page for every feature, and an index that can be searched, into the dictionary's folder."""
     import interp
-    from interp.features.interpretation.interpretations import Interpretations
 
+    known_text(text)
+    there(directory, "dictionary")
     dictionary = interp.features.Dictionary.load(directory)
     if not isinstance(dictionary.reads, interp.features.Place):
         raise UsageError(f"{directory} does not say where in a model this dictionary stands (hook_name in cfg.json)")
@@ -46,7 +48,7 @@ def dashboard(
     readings = interp.features.read_features(bridge, dictionary, store, chosen, k, seed=seed)
     readings.save(pages)
     out.print(readings.summary(), soft_wrap=True, highlight=False)
-    said = Interpretations.load(path) if (path := directory / EXPLANATIONS).exists() else None
+    said = interp.features.Interpretations.load(path) if (path := directory / EXPLANATIONS).exists() else None
     index = interp.plots.dashboards(readings, pages, explanations=said)
     out.print(f"index: {index}", soft_wrap=True, highlight=False)
 
@@ -77,19 +79,25 @@ def explain(
 ) -> None:
     """Say what features are about, score that beside two controls, and show it on the features' pages."""
     import interp
-    from interp.features.interpretation.interpret import interpret
 
+    known_text(text)
+    there(directory, "dictionary")
+    chosen = _numbers(features)
+    if not explainer.startswith(_ENDPOINT):
+        known("explainer", explainer, ["ngrams", "local", "http://...", "https://..."])
     dictionary = interp.features.Dictionary.load(directory)
     if not isinstance(dictionary.reads, interp.features.Place):
         raise UsageError(f"{directory} does not say at which one place of a model this dictionary reads (in cfg.json)")
-    pages, chosen = directory / "dashboard", _numbers(features)
+    pages = directory / "dashboard"
     writable(pages)
     asked = _explainer(explainer, explainer_model, key_variable)
     bridge = load(model, accept_license, device)
     store = interp.features.harvest(
         bridge, [dictionary.reads], text, tokens=tokens, exclude_special=True, shard_tokens=8192, seed=seed
     )
-    found = interpret(bridge, dictionary, store, chosen, asked, scorers.replace(" ", "").split(","), n=n, seed=seed)
+    found = interp.features.interpret(
+        bridge, dictionary, store, chosen, asked, scorers.replace(" ", "").split(","), n=n, seed=seed
+    )
     out.print(found.means().round(3).to_string(), highlight=False)
     path = found.save(directory / EXPLANATIONS)
     readings = _readings(pages, found)
@@ -114,13 +122,9 @@ def _explainer(name: str, model: str, key_variable: str | None) -> Any:
     from interp.features.interpretation.local import LocalExplainer
     from interp.features.interpretation.ngrams import NGramExplainer
 
-    if name.startswith(("http://", "https://")):
+    if name.startswith(_ENDPOINT):
         return EndpointExplainer(name, model, key_variable)
-    if name == "local":
-        return LocalExplainer(model)
-    if name != "ngrams":
-        raise unknown_name("explainer", name, ["ngrams", "local", "http://...", "https://..."])
-    return NGramExplainer()
+    return LocalExplainer(model) if name == "local" else NGramExplainer()
 
 
 def _readings(pages: Path, found: Any) -> Any:

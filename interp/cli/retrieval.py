@@ -10,9 +10,9 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, load, numbers, out, writable
+from interp.cli.app import Accept, Device, Model, Out, app, command, known, known_text, load, numbers, out, writable
 from interp.cli.findings import write_finding
-from interp.errors import UsageError, unknown_name
+from interp.errors import UsageError
 
 __all__ = ["retrieval_heads"]
 
@@ -45,17 +45,15 @@ def retrieval_heads(
 ) -> None:
     """Find the heads that copy a needle out of a haystack, and say how well the model does that at all."""
     import interp
-    from interp.tasks.corpora import documents
 
-    if by not in ("copying", "reach"):
-        raise unknown_name("way to find them (--by)", by, ("copying", "reach"))
+    known("way to find them (--by)", by, ("copying", "reach"))
     if by == "reach" and mask:
         raise UsageError("--mask goes with --by copying; a cut head is masked already")
+    sizes, places = numbers(lengths) or [], _fractions(depths)
+    if not (by == "reach" and haystack == "noise"):
+        known_text(haystack)
     if directory:
         writable(directory)
-    sizes, places = numbers(lengths) or [], _fractions(depths)
-    if haystack != "sotu" and not (by == "reach" and haystack == "noise"):
-        documents(haystack)
     bridge = load(model, accept_license, device)
     if by == "reach":
         cut = interp.attention.head_reach(bridge, length=sizes, n=n, haystack=haystack, seed=seed, window=window)

@@ -12,8 +12,22 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, app, command, load, numbers, out, plain, writable
-from interp.errors import UsageError, unknown_name
+from interp.cli.app import (
+    Accept,
+    Device,
+    Model,
+    app,
+    command,
+    known,
+    known_text,
+    load,
+    numbers,
+    out,
+    plain,
+    there,
+    writable,
+)
+from interp.errors import UsageError
 
 __all__ = ["evaluate", "sae", "train", "transcoders"]
 
@@ -31,7 +45,7 @@ def train(
     hook: Annotated[
         str, typer.Option(help="Where, as blocks.15.hook_resid_post or resid_post.15.")
     ] = "blocks.15.hook_resid_post",
-    arch: Annotated[str, typer.Option(help="standard, topk, batchtopk, matryoshka, jumprelu or gated.")] = "topk",
+    arch: Annotated[str, typer.Option(help="standard, topk, batch_topk, matryoshka, jumprelu or gated.")] = "topk",
     width: Annotated[int, typer.Option(help="Number of latents.")] = 4608,
     k: Annotated[int, typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
     tokens: Annotated[int, typer.Option(help="Activations to train on.")] = 2_000_000,
@@ -48,9 +62,11 @@ def train(
     from interp import features
     from interp.graph import Graph
 
-    writable(directory)
     place = features.Place.parse(hook)
-    made = _architecture(arch)
+    _known_architecture(arch)
+    known_text(text)
+    writable(directory)
+    made = features.ARCHITECTURES[arch]
     bridge = load(model, accept_license, device)
     d_in, began = place.width(Graph.of(bridge)), time.perf_counter()
     store = features.harvest(
@@ -91,7 +107,7 @@ def transcoders(
     directory: Annotated[Path, typer.Option("--out", "-o", help="Directory for the transcoders.", file_okay=False)],
     layers: Annotated[str, typer.Option(help="Layers, as 10-19 or 3,5,7.")],
     model: Model = "smollm2",
-    arch: Annotated[str, typer.Option(help="standard, topk, batchtopk, matryoshka, jumprelu or gated.")] = "topk",
+    arch: Annotated[str, typer.Option(help="standard, topk, batch_topk, matryoshka, jumprelu or gated.")] = "topk",
     width: Annotated[int, typer.Option(help="Latents of each.")] = 4608,
     k: Annotated[int, typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
     skip: Annotated[bool, typer.Option("--skip", help="Add a linear map past the latents.")] = False,
@@ -108,8 +124,11 @@ def transcoders(
     """Train a transcoder for each of some layers; the same command goes on after an interruption."""
     from interp import features
 
+    chosen = numbers(layers) or []
+    _known_architecture(arch)
+    known_text(text)
     writable(directory)
-    chosen, made = numbers(layers) or [], _architecture(arch)
+    made = features.ARCHITECTURES[arch]
     features.train_transcoders(
         load(model, accept_license, device),
         chosen,
@@ -129,14 +148,11 @@ def transcoders(
     out.print(f"{len(chosen)} transcoders written to {directory}", soft_wrap=True, highlight=False)
 
 
-def _architecture(name: str) -> Any:
-    """The class of an architecture that needs no gradients."""
+def _known_architecture(name: str) -> None:
+    """Refuses an architecture that there is not, or that needs gradients."""
     from interp.features import ARCHITECTURES
 
-    known = [one for one in ARCHITECTURES if one != "gradient_topk"]
-    if name not in known:
-        raise unknown_name("architecture", name, known)
-    return ARCHITECTURES[name]
+    known("architecture", name, [one for one in ARCHITECTURES if one != "gradient_topk"])
 
 
 @sae.command("eval")
@@ -159,6 +175,8 @@ def evaluate(
     from interp import features
     from interp.results.files import write_text
 
+    known_text(text)
+    there(directory, "dictionary")
     dictionary = features.Dictionary.load(directory)
     if dictionary.writes is None:
         raise UsageError(f"{directory} does not say where in a model this dictionary stands (hook_name in cfg.json)")

@@ -10,9 +10,8 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, load, out, writable
+from interp.cli.app import Accept, Device, Model, Out, app, command, known_text, load, out, writable
 from interp.cli.findings import write_finding
-from interp.errors import unknown_name
 
 __all__ = ["sinks"]
 
@@ -38,14 +37,11 @@ def sinks(
 ) -> None:
     """Find attention sinks: their heads, positions and tokens, and the massive activations behind them."""
     import interp
-    from interp.tasks import CORPORA
 
+    domains = [name.strip() for name in text.split(",")]
+    known_text(*domains)
     if directory:
         writable(directory)
-    domains = [name.strip() for name in text.split(",")]
-    for name in domains:
-        if name not in CORPORA and not Path(name).suffix:
-            raise unknown_name("corpus", name, [*CORPORA, "a .txt or .jsonl file"])
     bridge = load(model, accept_license, device)
     kinds = {Path(name).stem: name for name in domains}
     found = interp.attention.survey_sinks(bridge, kinds, n, length, threshold, seed, prefix=prefix)

@@ -30,10 +30,11 @@ def tasks(
     import json as format
 
     import interp
-    from interp.patching.baselines import PERFORMS, performance
 
     if name is not None:
         known_task(name)
+    from interp.patching.baselines import PERFORMS, performance
+
     bridge = load(model, accept_license, device)
     rows: list[dict[str, Any]] = []
     for one in [name] if name else interp.tasks.names():

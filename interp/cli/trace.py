@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli.app import Accept, Device, Model, app, command, load, out, writable
+from interp.cli.app import Accept, Device, Model, app, command, load, out, there, writable
 from interp.errors import UsageError
 
 __all__ = ["trace"]
@@ -39,12 +39,6 @@ def trace(
     device: Device = None,
 ) -> None:
     """Find out which tokens and features lead to a prediction: an interactive page, graph files, and words."""
-    from interp.results.files import write_text
-    from interp.tracing import AttributionGraph
-    from interp.tracing import trace as traced
-    from interp.tracing.words import summary
-    from interp.tracing.writes import logit_effects
-
     if not prompt.strip():
         raise UsageError("the prompt is empty; give a text to trace")
     for name, share in {"--nodes": nodes, "--edges": edges}.items():
@@ -54,11 +48,21 @@ def trace(
         raise UsageError(f"--paths must be at least 1, got {paths}")
     targets = None if not target else [_target(text) for text in target]
     saved = prompt.endswith(".safetensors")
+    if saved:
+        there(Path(prompt), "graph")
+    elif basis != "neurons":
+        _homes(Path(basis))
     writable(directory)
+    from interp.results.files import write_text
+    from interp.tracing import AttributionGraph
+    from interp.tracing import trace as traced
+    from interp.tracing.words import summary
+    from interp.tracing.writes import logit_effects
+
     if saved:
         graph, effects = AttributionGraph.load(prompt), {}
     else:
-        chosen = _basis(basis)
+        chosen: Any = basis if basis == "neurons" else _basis(Path(basis))
         bridge = load(model, accept_license, device)
         began = time.perf_counter()
         graph = traced(bridge, prompt, chosen, targets, max_nodes=max_nodes)
@@ -87,20 +91,22 @@ def _target(text: str) -> Any:
     return (first, second) if bar else first
 
 
-def _basis(name: str) -> Any:
-    """The neurons, or the dictionaries in a directory and its folders, by layer."""
-    if name == "neurons":
-        return name
-    from interp.features import Dictionary, Place
-
-    folder = Path(name)
+def _homes(folder: Path) -> list[Path]:
+    """The folders of dictionaries in a directory."""
     if not folder.is_dir():
-        raise UsageError(f"unknown basis {name!r}: neither neurons nor a directory with dictionaries")
+        raise UsageError(f"unknown basis {str(folder)!r}: neither neurons nor a directory with dictionaries")
     homes = sorted(path.parent for path in [*folder.glob("cfg.json"), *folder.glob("*/cfg.json")])
     if not homes:
         raise UsageError(f"{folder} holds no dictionary: there is no cfg.json in it or in its folders")
+    return homes
+
+
+def _basis(folder: Path) -> dict[int, Any]:
+    """The dictionaries in a directory and its folders, by layer."""
+    from interp.features import Dictionary, Place
+
     found: dict[int, Any] = {}
-    for home in homes:
+    for home in _homes(folder):
         dictionary = Dictionary.load(home)
         if not isinstance(dictionary.writes, Place):
             raise UsageError(f"{home} does not say at which one place of a model it writes (hook_name in cfg.json)")

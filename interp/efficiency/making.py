@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Sequence
 from typing import Any
 
-from interp.efficiency.registry import method, missing
+from interp.efficiency.registry import check_findings, method
 from interp.errors import UsageError
 from interp.results.finding import Finding
 
@@ -40,9 +40,7 @@ def make(name: str, findings: Sequence[Finding] = (), **options: Any) -> Any:
         if fitting[0] in given:
             raise UsageError(f"{name} takes one finding of type {kind}, got two; leave one out")
         given[fitting[0]] = finding
-    for argument, wanted in card.needs.items():
-        if argument not in given and argument not in options:
-            raise missing(name, wanted.split(" or ")[0])
+    check_findings(name, {**given, **options})
     known = [argument for argument in arguments(made) if argument not in takes]
     if unknown := [option for option in options if option not in known and option not in takes]:
         raise UsageError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}")

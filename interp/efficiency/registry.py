@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from interp.errors import UsageError, unknown_name
 
-__all__ = ["METHODS", "MethodCard", "method", "plan_class"]
+__all__ = ["METHODS", "MethodCard", "check_budget", "check_findings", "method", "plan_class"]
 
 
 @dataclass(frozen=True)
@@ -260,6 +260,28 @@ def plan_class(kind: str) -> Any:
     if kind not in PLANS:
         raise unknown_name("kind of plan", kind, PLANS)
     return _named(PLANS[kind])
+
+
+def check_budget(name: str, budget: float, what: str = "the share that is kept") -> float:
+    """A method's budget, if it is one.
+
+    Raises:
+        UsageError: It is not in (0, 1].
+    """
+    if not 0 < budget <= 1:
+        raise UsageError(f"{name}: the budget, {what}, must be in (0, 1], got {budget}")
+    return budget
+
+
+def check_findings(name: str, arguments: Container[str]) -> None:
+    """Whether a method's arguments have the findings that it can't do without.
+
+    Raises:
+        UsageError: One is missing; the message names the command that makes it.
+    """
+    for argument, wanted in method(name).needs.items():
+        if argument not in arguments:
+            raise missing(name, wanted.split(" or ")[0])
 
 
 def missing(name: str, finding: str) -> UsageError:

@@ -24,12 +24,11 @@ from interp.engine.sweep import Cell, Reading, Sweep, Values
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.patching.baselines import PERFORMS, end_logits
-from interp.patching.sources import SOURCES, Source
+from interp.patching.methods import MODES, SOURCES
+from interp.patching.sources import Source
 from interp.tasks import Task, metric
 
-__all__ = ["MODES", "Experiment"]
-
-MODES = ("denoising", "noising")
+__all__ = ["Experiment"]
 
 _SAVE_EVERY = 20.0
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["METHODS", "Method"]
+__all__ = ["METHODS", "MODES", "SOURCES", "Method"]
+
+MODES = ("denoising", "noising")
+"""Clean activations into corrupted prompts, or the other way."""
+
+SOURCES = ("corrupted", "zero", "mean", "resampled")
+"""What a patch puts in, see `interp.patching.sources.Source`."""
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,7 @@ from interp.engine.parts import Parts
 from interp.errors import UsageError
 from interp.graph import Node
 
-__all__ = ["SOURCES", "Source", "derangement"]
-
-SOURCES = ("corrupted", "zero", "mean", "resampled")
+__all__ = ["Source", "derangement"]
 
 
 class Source:

@@ -54,15 +54,9 @@ def load_jsonl(
     path = Path(path)
     if n is not None and n < 1:
         raise UsageError(f"task {str(path)!r} needs at least one example, got n={n}")
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError as error:
-        raise UsageError(f"can't read the task file {str(path)!r}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"the task file {str(path)!r} is not UTF-8 text") from error
-    encoder = Encoder(model)
+    given, encoder = lines(path), Encoder(model)
     examples: list[Example] = []
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(given, start=1):
         if not line.strip():
             continue
         if n is not None and len(examples) == n:
@@ -85,6 +79,20 @@ def load_jsonl(
         )
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
+
+
+def lines(path: Path) -> list[str]:
+    """The lines of a task's file.
+
+    Raises:
+        UsageError: no such file, or not text.
+    """
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UsageError(f"can't read the task file {str(path)!r}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"the task file {str(path)!r} is not UTF-8 text") from error
 
 
 def parse(line: str) -> Pair:

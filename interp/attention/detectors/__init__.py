@@ -42,15 +42,13 @@ def known(kinds: str | Sequence[str | Detector]) -> list[Detector]:
     """
     if isinstance(kinds, str):
         kinds = list(DETECTORS) if kinds == "all" else [kinds]
-    chosen: list[Detector] = []
     for kind in kinds:
         if isinstance(kind, str) and kind not in DETECTORS:
             raise unknown_name("kind of head", kind, [*DETECTORS, "all"])
-        chosen.append(DETECTORS[kind] if isinstance(kind, str) else kind)
-    names = [detector.name for detector in chosen]
+    names = [kind if isinstance(kind, str) else kind.name for kind in kinds]
     if not names or len(set(names)) < len(names):
         raise UsageError(f"name one kind of head or more, each once; got {names}")
-    return chosen
+    return [DETECTORS[kind] if isinstance(kind, str) else kind for kind in kinds]
 
 
 lazy(__name__)

@@ -16,6 +16,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
 from interp.efficiency.plan import Plan
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
+from interp.efficiency.registry import check_budget
 from interp.errors import UsageError
 from interp.results.finding import Finding, Head, HeadScores
 from interp.results.findings import HeadKinds
@@ -33,9 +34,7 @@ class CalibrationMethod(ABC):
     name: ClassVar[str]
 
     def __init__(self, *, budget: float) -> None:
-        if not 0 < budget <= 1:
-            raise UsageError(f"{self.name}: the budget, the share that is kept, must be in (0, 1], got {budget}")
-        self.budget = budget
+        self.budget = check_budget(self.name, budget)
 
     @abstractmethod
     def plan(self, model: Any) -> Plan:

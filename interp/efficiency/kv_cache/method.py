@@ -12,6 +12,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import Geometry, deployed, geometry
 from interp.efficiency.kv_cache.plan import KVPlan
 from interp.efficiency.kv_cache.policies import FULL
+from interp.efficiency.registry import check_budget
 from interp.errors import UsageError
 from interp.results.finding import Finding
 from interp.results.findings import SinkPositions
@@ -37,12 +38,10 @@ class CacheMethod(ABC):
     name: ClassVar[str]
 
     def __init__(self, *, budget: float = 1.0, length: int | None = None, prefill_chunk: int | None = None) -> None:
-        if not 0 < budget <= 1:
-            raise UsageError(f"{self.name}: the budget, the share that is kept, must be in (0, 1], got {budget}")
         for what, value in (("length", length), ("prefill_chunk", prefill_chunk)):
             if value is not None and value < 1:
                 raise UsageError(f"{self.name}: {what} must be at least 1 token, got {value}")
-        self.budget, self.length, self.prefill_chunk = budget, length, prefill_chunk
+        self.budget, self.length, self.prefill_chunk = check_budget(self.name, budget), length, prefill_chunk
 
     @abstractmethod
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:

@@ -15,10 +15,10 @@ from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice
 from interp.efficiency.pruning.plan import PruningPlan
 from interp.efficiency.pruning.removing import Removal
-from interp.errors import UsageError
+from interp.efficiency.registry import check_budget
 from interp.results.finding import Finding
 
-__all__ = ["PruningMethod", "ScoredPruning", "check_budget", "inverted", "random_scores"]
+__all__ = ["PruningMethod", "ScoredPruning", "inverted", "random_scores"]
 
 Change = Callable[[np.ndarray], np.ndarray]
 
@@ -100,17 +100,6 @@ class ScoredPruning(PruningMethod):
         if self.budget == 1:
             return self.made(hf, Choice(Removal()), name)
         return self.made(hf, self.choose(anatomy(hf), change(self.scores(hf))), name)
-
-
-def check_budget(name: str, budget: float) -> float:
-    """A budget, if it is one.
-
-    Raises:
-        UsageError: It is not in (0, 1].
-    """
-    if not 0 < budget <= 1:
-        raise UsageError(f"{name}: the budget, the share that is kept, must be in (0, 1], got {budget}")
-    return budget
 
 
 def random_scores(seed: int) -> Change:

@@ -20,9 +20,8 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
 from interp.efficiency.pruning.activation_norm import input_norms
 from interp.efficiency.pruning.anatomy import anatomy
-from interp.efficiency.pruning.method import check_budget
 from interp.efficiency.pruning.sparse_plan import SparsePlan, matrices
-from interp.efficiency.registry import missing
+from interp.efficiency.registry import check_budget, missing
 from interp.errors import UsageError, unknown_name
 from interp.results.findings import NeuronRelevance
 from interp.tasks import corpus

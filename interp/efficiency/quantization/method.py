@@ -20,6 +20,7 @@ from interp.efficiency.quantization.plan import QuantPlan
 from interp.efficiency.quantization.solvers import output_error
 from interp.efficiency.quantization.spots import HEAD, Spot, is_tied, spots
 from interp.efficiency.quantization.statistics import sizes
+from interp.efficiency.registry import check_budget
 from interp.engine.progress import track
 from interp.errors import UsageError
 from interp.results.finding import Finding
@@ -155,11 +156,7 @@ def bits_of(name: str, budget: float | None, bits: int | None, default: int) -> 
     if budget is None:
         chosen = default if bits is None else bits
         return chosen / 16, chosen
-    if not 0 < budget <= 1:
-        raise UsageError(
-            f"{name}: the budget, the share of 16 bits a weight that is kept, must be in (0, 1], got {budget}"
-        )
-    if budget < 0.25:
+    if check_budget(name, budget, "the share of 16 bits a weight that is kept") < 0.25:
         raise UsageError(f"{name}: a budget of {budget} is less than 4 bits a weight; the least that works is 0.25")
     return budget, 8 if budget >= 0.5 else 4
 

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import Geometry, deployed
+from interp.efficiency.registry import check_budget
 from interp.efficiency.sparse_attention.observing import views
 from interp.efficiency.sparse_attention.patterns import DENSE, View, pattern
 from interp.efficiency.sparse_attention.plan import BACKENDS, PrefillPlan, supported
@@ -55,8 +56,8 @@ class SparseMethod(ABC):
         backend: str = "gathered",
         source: Source = "prose",
     ) -> None:
-        if budget is not None and not 0 < budget <= 1:
-            raise UsageError(f"{self.name}: the budget, the share that is computed, must be in (0, 1], got {budget}")
+        if budget is not None:
+            check_budget(self.name, budget, "the share that is computed")
         if backend not in BACKENDS:
             raise unknown_name("backend", backend, BACKENDS)
         self.budget, self.source, self.backend = budget, source, backend
