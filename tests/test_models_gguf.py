@@ -103,3 +103,15 @@ def test_conversion_that_fails_its_probe_is_refused(gguf, tmp_path):
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(InterpError, match=r"there is no file .*absent\.gguf"):
         load(tmp_path / "absent.gguf")
+
+
+def test_every_tensor_is_what_transformers_own_loader_gives(gguf, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    (tmp_path / "out").mkdir()
+    convert(gguf, tmp_path / "out")
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    whole = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
+    theirs = dict(whole.named_parameters())
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)

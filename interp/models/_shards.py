@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SHARD_BYTES", "Shards"]
 
-SHARD_BYTES = 512 << 20
+SHARD_BYTES = 1 << 30
 """A shard is written once it holds this much; one tensor is never cut."""
 
 
