@@ -1,15 +1,17 @@
 """Sparse prefill: seconds of one layer's attention and of whole prompts, beside dense; what is kept; keys found again.
 
-    python benchmarks/sparse_attention.py layer --length 8192            # half a minute on one thread; --flex compiles
+    python benchmarks/sparse_attention.py layer --length 8192 --budget 0.15 --methods moba flexprefill "anchor tuned"
     python benchmarks/sparse_attention.py prefill --length 8192          # minutes for each method
     python benchmarks/sparse_attention.py quality --length 2048 --finding DIR
     python benchmarks/sparse_attention.py recall --length 2048 --finding DIR --n 12
     OMP_NUM_THREADS=2 python benchmarks/sparse_attention.py prefill --wall --length 8192 --methods "a_shape, window"
 
 Seconds are processor time on one thread (with --wall those of the clock, for several threads on an idle machine),
-medians of interleaved runs: what else the machine does counts little, though it slows memory down. `recall` asks behind
-the prompt (what sparse reading left in the cache) and in the same prompt (read sparsely, too). Without --finding, heads
-are scored at random: seconds are the same, quality is random heads'.
+medians of interleaved runs: what else the machine does counts little, though it slows memory down. `layer` times what a
+plan does in some layers on the queries, keys and values that a text has there, and says what it keeps of their
+attention: seconds and quality of one setting. `recall` asks behind the prompt (what sparse reading left in the cache)
+and in the same prompt (read sparsely, too). Without --finding, heads are scored at random: seconds are the same,
+quality is random heads'.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import argparse
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +29,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 
 import interp
+from interp.cli.app import numbers
 from interp.efficiency import Keys, deploy, deployment
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.sparse_attention import (
@@ -45,6 +48,9 @@ from interp.efficiency.sparse_attention import (
     text_loss,
 )
 from interp.efficiency.sparse_attention.flexible import flexible
+from interp.efficiency.sparse_attention.gathered import dense
+from interp.efficiency.sparse_attention.measuring import kept_mass
+from interp.efficiency.sparse_attention.observing import observe
 from interp.efficiency.sparse_attention.patterns import View, pattern
 from interp.results import scores
 from interp.results.findings import RetrievalHeads
@@ -59,6 +65,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0.25)
     parser.add_argument("--window", type=int, default=128, help="tokens, of the rows that are named after it")
     parser.add_argument("--full", type=float, default=1 / 30, help="share of the heads that see everything in them")
+    parser.add_argument("--layers", default="5,15,25", help="of `layer`")
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--wall", action="store_true", help="seconds of the clock, not of the processor")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
@@ -73,12 +80,14 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     with torch.no_grad():
-        if arguments.what == "layer":
-            table = measure_layer(arguments)
-        else:
-            model = deploy(interp.load(arguments.model, device=arguments.device)).to(getattr(torch, arguments.dtype))
-            measure = {"prefill": measure_prefill, "quality": measure_quality, "recall": measure_recall}
-            table = measure[arguments.what](model, plans(model, arguments), arguments)
+        model = deploy(interp.load(arguments.model, device=arguments.device)).to(getattr(torch, arguments.dtype))
+        measure = {
+            "layer": measure_layer,
+            "prefill": measure_prefill,
+            "quality": measure_quality,
+            "recall": measure_recall,
+        }
+        table = measure[arguments.what](model, plans(model, arguments), arguments)
     print(table.to_string(float_format=lambda x: f"{x:.4g}"))
     if arguments.out:
         table.to_csv(arguments.out)
@@ -118,47 +127,65 @@ def plans(model: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     return found
 
 
-def measure_layer(arguments: argparse.Namespace) -> pd.DataFrame:
-    """One layer of SmolLM2's shape, 9 heads on 3 key-value heads, with random queries and keys."""
-    length, block = arguments.length, arguments.block
-    draw = torch.Generator().manual_seed(0)
-    make = {"device": arguments.device, "dtype": getattr(torch, arguments.dtype)}
-    query, keys, values = (torch.randn(n, length, 64, generator=draw).to(**make) for n in (9, 3, 3))
-    kv = tuple(n // 3 for n in range(9))
-    seen = View(query, keys, kv, block, 0.125)
-    back = max(256 // block, 1)
-    rules: dict[str, dict[str, Any]] = {
-        "sink + window 256": {"pattern": "window", "sinks": 4, "back": back},
-        "moba, a quarter": {"pattern": "moba", "top_k": max(length // block // 8, 1)},
-        "random, of moba": {
-            "pattern": "random",
-            "of": {"pattern": "moba", "top_k": max(length // block // 8, 1)},
-            "seed": 0,
-        },
-        "flexprefill, least alone": {"pattern": "flexprefill", "gamma": 0.0, "tau": 0.0, "least": 512},
-        "anchor, stripes": {"pattern": "anchor", "theta": -0.5, "step": 4},
-        "star 1024": {"pattern": "star", "context": 1024 // block, "anchor": 1024 // block, "query": 1},
-    }
+def measure_layer(model: Any, found: dict[str, Any], arguments: argparse.Namespace) -> pd.DataFrame:
+    """Attention of some layers on the model's own queries, keys and values, and what is kept of it, means over them."""
+    tokens = interp.tasks.corpus("prose", model, 1, arguments.length, 1).to(model.device)
+    seen: dict[int, tuple[View, Any]] = {}
 
-    def dense() -> Any:
-        held = (x.repeat_interleave(3, 0)[None] for x in (keys, values))
-        return F.scaled_dot_product_attention(query[None], *held, is_causal=True)
+    def keep(view: View, values: Any) -> None:
+        if view.layer in numbers(arguments.layers):
+            seen[view.layer] = view, values
 
-    runs: dict[str, Callable[[], Any]] = {"dense": dense}
-    chosen = {name: pattern(rule).select(seen) for name, rule in rules.items()}
-    for name, rule in rules.items():
-        runs[f"{name}: choose"] = lambda rule=rule: pattern(rule).select(View(query, keys, kv, block, 0.125))
-        runs[f"{name}: gathered"] = lambda name=name: gathered(query, keys, values, kv, chosen[name], 0.125)
+    observe(model, tokens, arguments.block, keep)
+    runs: dict[Any, Callable[[], Any]] = {}
+    kept: dict[str, list[dict[str, float]]] = {}
+    for layer, (view, values) in seen.items():
+        given = view.query, view.keys, values, view.kv
+        runs["dense", layer] = lambda given=given, view=view: dense(*given, view.block, view.scaling, view.softcap)
+        true = runs["dense", layer]()
+        for name, plan in found.items():
+            runs[f"{name}: choose", layer] = lambda plan=plan, view=view: chosen(plan, view)
+            lists = chosen(plan, view)
+            runs[name, layer] = lambda lists=lists, values=values: attended(lists, values, gathered)
+            if arguments.flex:
+                runs[f"{name}: flex", layer] = lambda lists=lists, values=values: attended(lists, values, flexible)
+            off = (runs[name, layer]() - true).float().norm() / true.float().norm()
+            share = torch.cat([blocks.density() for _, blocks in lists]).mean()
+            mass = torch.cat([kept_mass(one, blocks) for one, blocks in lists]).mean()
+            kept.setdefault(name, []).append({"blocks": float(share), "mass": float(mass), "error": float(off)})
+    ms = pd.Series({key: 1e3 * np.median(times) for key, times in interleaved(runs, arguments).items()})
+    each = ms.groupby(level=0, sort=False).mean()
+    rows = {"dense": {"attend": each["dense"], "choose": 0.0, "blocks": 1.0, "mass": 1.0, "error": 0.0}}
+    for name, layers in kept.items():
+        rows[name] = {"attend": each[name], "choose": each[f"{name}: choose"], **pd.DataFrame(layers).mean()}
         if arguments.flex:
-            runs[f"{name}: flex"] = lambda name=name: flexible(query, keys, values, kv, chosen[name], 0.125)
-    seconds = interleaved(runs, arguments)
-    rows = {}
-    for name, values_ in seconds.items():
-        of = name.partition(":")[0]
-        density = float(chosen[of].density().mean()) if of in chosen else 1.0
-        rows[name] = {"ms": 1e3 * np.median(values_), "low": 1e3 * min(values_), "density": density}
+            rows[f"{name}: flex"] = {**rows[name], "attend": each[f"{name}: flex"]}
     frame = pd.DataFrame(rows).T
-    return frame.assign(times_as_fast=frame.loc["dense", "ms"] / frame["ms"])
+    both = frame["attend"] + frame["choose"]
+    return frame.assign(times_as_fast=both["dense"] / both).rename(
+        columns={"attend": "attend ms", "choose": "choose ms"}
+    )
+
+
+def chosen(plan: Any, view: View) -> list[tuple[View, Any]]:
+    """What a plan's rules choose in a layer, heads of one rule together."""
+    by_rule: dict[int, list[int]] = {}
+    for layer, head, rule in plan.heads:
+        if layer == view.layer:
+            by_rule.setdefault(rule, []).append(view.heads.index(head))
+    found = []
+    for rule, at in by_rule.items():
+        own = tuple(view.kv[n] for n in at), tuple(view.heads[n] for n in at)
+        mine = replace(view, query=view.query[at], kv=own[0], heads=own[1])
+        found.append((mine, pattern(plan.rules[rule]).select(mine)))
+    return found
+
+
+def attended(lists: list[tuple[View, Any]], values: Any, how: Callable[..., Any]) -> Any:
+    """Attention to what was chosen, heads in the model's order."""
+    parts = [how(view.query, view.keys, values, view.kv, blocks, view.scaling) for view, blocks in lists]
+    order = np.argsort([head for view, _ in lists for head in view.heads])
+    return torch.cat(parts)[torch.from_numpy(order)]
 
 
 def measure_prefill(model: Any, found: dict[str, Any], arguments: argparse.Namespace) -> pd.DataFrame:
