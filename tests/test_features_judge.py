@@ -492,3 +492,31 @@ def test_on_smollm2_absorption_is_a_share_and_the_same_twice(smollm2):
     shares = found.sel(metric=["probe_f1", "sparse_f1", "full_absorption", "absorption_fraction"]).values
     assert np.nanmin(shares) >= 0
     assert np.nanmax(shares) <= 1
+
+
+def test_where_ablation_costs_nothing_the_report_says_why_nothing_is_recovered():
+    silent = tiny("llama")
+    with torch.no_grad():
+        silent.unembed.original_component.weight.zero_()
+    found = judge(silent, Stand("resid_post.1"), TOKENS, batch=2)
+    assert found.value("ce", "zero") == found.scores.attrs["ce_clean"]
+    for metric, name in (("ce_recovered", "zero"), ("ce_recovered_mean", "mean")):
+        assert np.isnan(found.value(metric))
+        assert f"{name} ablation costs nothing (loss" in found.scores.attrs["undefined"][metric]
+    assert "cross-entropy recovered undefined, as zero ablation costs nothing" in found.summary()
+    assert "nan %" not in found.summary()
+
+
+def test_where_ablation_costs_something_nothing_is_undefined(report):
+    assert report.scores.attrs["undefined"] == {}
+    assert "undefined" not in report.summary()
+
+
+def test_activations_of_norm_zero_are_judged():
+    silent = tiny("llama")
+    with torch.no_grad():
+        silent.blocks[1].mlp.out.original_component.weight.zero_()
+    found = judge(silent, Stand("mlp_out.1"), TOKENS, batch=2)
+    assert np.isnan(found.value("norm_ratio"))
+    assert np.isnan(found.by_position.loc[{"method": "dictionary", "metric": "error"}]).all()
+    assert found.value("ce", "zero") == found.scores.attrs["ce_clean"]

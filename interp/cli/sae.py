@@ -96,8 +96,6 @@ def train(
     out.print(f"{arch}, {width:,} latents: {tokens / seconds:,.0f} tokens a second; {last}", highlight=False)
     if not keep:
         shutil.rmtree(directory / "activations", ignore_errors=True)
-    dictionary.model = (store.manifest["model"], store.manifest["fingerprint"])
-    dictionary.save(directory)
     out.print(f"written to {directory}; judge it with: interp sae eval {directory}", soft_wrap=True, highlight=False)
 
 
@@ -193,4 +191,7 @@ def evaluate(
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{cell:.4g}" if isinstance(cell, float) else plain(str(cell)) for cell in row))
     out.print(table)
+    for metric, why in report.scores.attrs["undefined"].items():
+        out.print(f"{metric} is undefined: {why}", soft_wrap=True, highlight=False)
+    out.print(plain(report.summary()), soft_wrap=True, highlight=False)
     out.print(f"written to {directory / 'evaluation.csv'}", soft_wrap=True)

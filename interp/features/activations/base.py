@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
@@ -16,6 +17,7 @@ from torch import Tensor
 from interp.errors import UsageError, unknown_name
 from interp.features.activations.batches import Batches
 from interp.features.activations.rows import LAYOUT
+from interp.features.overlap import TextSketch, sketch
 from interp.features.place import Place
 
 __all__ = ["Activations", "Origin", "totals"]
@@ -136,6 +138,23 @@ class Activations(ABC):
         name = self._name(place)
         _, norms, n = self._total(name)
         return math.sqrt(self.width(name)) * n / norms
+
+    def sketch(self) -> TextSketch:
+        """Of the text that was run, so that a dictionary knows it again."""
+
+        def pieces() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for number in range(len(self.sizes)):
+                layout = self.load(number, ("tokens", "edges"))
+                lengths = layout["edges"].diff().numpy()
+                yield layout["tokens"].numpy(), np.repeat(np.arange(len(lengths)), lengths)
+
+        return sketch(pieces(), self.manifest["corpus"]["source"])
+
+    def sign(self, dictionary: Any) -> None:
+        """Writes into a dictionary which model's activations, and which text, it was trained on."""
+        dictionary.model = (self.manifest["model"], self.manifest["fingerprint"])
+        found = self.sketch()
+        dictionary.text = found if dictionary.text is None else dictionary.text | found
 
     def origin(self, index: Int[Tensor, " n"]) -> Origin:
         """Where some activations come from, by their index in the order of harvesting (`Batches.index`)."""

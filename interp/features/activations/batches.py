@@ -30,6 +30,9 @@ class Shards(Protocol):
     def load(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         """Some tensors of one shard."""
 
+    def sign(self, dictionary: Any) -> None:
+        """Writes into a dictionary what it was trained on."""
+
 
 class Batches(Iterator[Any]):
     """Batches of activations at one place, or at several at once.
@@ -105,6 +108,10 @@ class Batches(Iterator[Any]):
         self.given, self.index = given, torch.cat(index)
         batch = {name: torch.cat([p[name] for p in pieces]).to(self.device, self.dtype) for name in self.places}
         return batch[self.places[0]] if self.single else batch
+
+    def sign(self, dictionary: Any) -> None:
+        """Writes into a dictionary which model's activations, and which text, it was trained on."""
+        self.shards.sign(dictionary)
 
     def state(self) -> dict[str, Any]:
         """What to keep, of JSON's types, so that `restore` can go on behind the last batch given."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from interp.errors import UsageError
 from interp.features.architectures.sparse import Codes, affine
+from interp.features.overlap import TextSketch
 from interp.features.place import Places, listed, spelled
 
 __all__ = ["Batch", "Dictionary", "Step"]
@@ -84,6 +85,8 @@ class Dictionary(nn.Module, ABC):
     initial_norm: ClassVar[float] = 1.0
     model: tuple[str, str] | None = None
     """Name and fingerprint of the model that it was trained on, where that is known; saved with it."""
+    text: TextSketch | None = None
+    """The text that it was trained on, where that is known; saved with it."""
     options: ClassVar[tuple[str, ...]] = ()
     """Arguments of the subclass's own, which a checkpoint records."""
 
@@ -273,8 +276,9 @@ class Dictionary(nn.Module, ABC):
         """Writes ``cfg.json`` and ``sae_weights.safetensors`` in SAELens's layout, see `formats.saelens`."""
         from interp.features.formats.saelens import save
 
-        name = {} if self.model is None else {"model_name": self.model[0], "model_fingerprint": self.model[1]}
-        save(self, directory, **{**name, **metadata})
+        known = {} if self.model is None else {"model_name": self.model[0], "model_fingerprint": self.model[1]}
+        known |= {} if self.text is None else {"dataset_path": self.text.source}
+        save(self, directory, **{**known, **metadata})
 
     @classmethod
     def load(cls, directory: str | os.PathLike[str]) -> Dictionary:

@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.registry import ARCHITECTURES, OF_SEVERAL_PLACES
-from interp.features.formats.several import made, save_several
+from interp.features.formats.several import TEXT, about_text, made, save_several
+from interp.features.overlap import TextSketch
 from interp.features.place import Place
 from interp.results.files import replacing, write_text
 
@@ -100,7 +101,7 @@ def save(dictionary: Dictionary, directory: str | os.PathLike[str], **metadata: 
     target = Path(directory)
     with replacing(target / WEIGHTS) as aside:
         try:
-            save_file(folded(dictionary), aside)
+            save_file(folded(dictionary), aside, about_text(dictionary))
         except SafetensorError as error:
             raise InterpError(f"could not write {target / WEIGHTS}: {error}") from error
     write_text(target / CFG, json.dumps(cfg, indent=2))
@@ -129,7 +130,7 @@ def load(directory: str | os.PathLike[str]) -> Dictionary:
     name = str(cfg.get("architecture"))
     if name in OF_SEVERAL_PLACES:
         several = made(cfg, tensors, where)
-        several.model = trained_on(cfg)
+        several.model, several.text = trained_on(cfg), text_of(where / WEIGHTS)
         return several
     base, is_transcoder, skip = _parsed(name)
     if cfg.get("normalize_activations", "none") not in ("none", None):
@@ -158,7 +159,7 @@ def load(directory: str | os.PathLike[str]) -> Dictionary:
             _fold_norms(dictionary)
         if not is_transcoder and cfg.get("apply_b_dec_to_input") is False:
             _centre(dictionary)
-    dictionary.model = trained_on(cfg)
+    dictionary.model, dictionary.text = trained_on(cfg), text_of(where / WEIGHTS)
     return dictionary.eval()
 
 
@@ -166,6 +167,17 @@ def trained_on(cfg: dict[str, Any]) -> tuple[str, str] | None:
     """Name and fingerprint of the model in a configuration's metadata."""
     about = cfg.get("metadata") or {}
     return (str(about.get("model_name")), about["model_fingerprint"]) if "model_fingerprint" in about else None
+
+
+def text_of(weights: Path) -> TextSketch | None:
+    """The training text that a file of weights knows of.
+
+    Raises:
+        InterpError: what it says is damaged.
+    """
+    with safe_open(weights, framework="pt") as file:
+        said = (file.metadata() or {}).get(TEXT)
+    return None if said is None else TextSketch.loaded(said, weights)
 
 
 def _read(where: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

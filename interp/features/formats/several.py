@@ -20,9 +20,11 @@ from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.registry import from_settings
 from interp.results.files import replacing, write_text
 
-__all__ = ["made", "save_several"]
+__all__ = ["TEXT", "about_text", "made", "save_several"]
 
 FORMAT = "interp.dictionary/1"
+TEXT = "interp.training_text"
+"""The entry of a weights file's header that has the sketch of the training text; other programs pass over it."""
 
 
 def save_several(
@@ -44,7 +46,7 @@ def save_several(
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.state_dict().items()}
     with replacing(target / weights) as aside:
         try:
-            save_file(tensors, aside)
+            save_file(tensors, aside, about_text(dictionary))
         except SafetensorError as error:
             raise InterpError(f"could not write {target / weights}: {error}") from error
     fields = {
@@ -56,6 +58,11 @@ def save_several(
         "metadata": about,
     }
     write_text(target / cfg, json.dumps(fields, indent=2))
+
+
+def about_text(dictionary: Dictionary) -> dict[str, str] | None:
+    """The header of a weights file."""
+    return None if dictionary.text is None else {TEXT: dictionary.text.dumped()}
 
 
 def made(cfg: dict[str, Any], tensors: dict[str, Tensor], where: Path) -> Dictionary:

@@ -22,8 +22,9 @@ from interp.engine.parts import Parts
 from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.features.judging.baselines import Moments, beside
-from interp.features.judging.judge import compared, fitted, split, texts
+from interp.features.judging.judge import compared, fitted, halves
 from interp.features.judging.splice import CleanRun, counted, places, rebuilt
+from interp.features.overlap import overlap
 from interp.results import scores
 
 __all__ = ["ErrorModel", "dark_matter"]
@@ -121,9 +122,9 @@ def dark_matter(
     """
     parts = verified(model)
     reads, writes = places(dictionary, parts.graph)
-    tokens = texts(source, model, n, length, seed)
+    tokens, begin = halves(source, model, n, length, seed, fit_share)
     counts = counted(tokens, model, skip, special)
-    begin = split(len(tokens), fit_share)
+    seen = overlap(dictionary, tokens[begin:])
     moments, l0 = fitted(parts, dictionary, tokens[:begin], counts[:begin], batch)
     methods = beside(dictionary, moments, l0, seed)
     widths = reads.width(parts.graph), writes.width(parts.graph)
@@ -153,6 +154,7 @@ def dark_matter(
         reads=str(reads),
         writes=str(writes),
         source=source if isinstance(source, str) else type(source).__name__,
+        overlap=seen,
         tokens=int(counts[begin:].sum()),
         tokens_fitted=moments.n,
         length=tokens.shape[1],

@@ -21,10 +21,11 @@ from interp.features.judging.baselines import BASELINES, Constant, Moments, besi
 from interp.features.judging.measures import Tally
 from interp.features.judging.report import METHODS, METRICS, Report
 from interp.features.judging.splice import CleanRun, counted, encode, places
+from interp.features.overlap import overlap
 from interp.results import scores
-from interp.tasks import corpus
+from interp.tasks import CORPORA, corpus, documents
 
-__all__ = ["compared", "fitted", "judge", "repaired", "split", "texts"]
+__all__ = ["compared", "fitted", "halves", "judge", "recovered", "repaired", "split", "texts", "undefined"]
 
 _LOGITS = 1 << 24
 """Logits held at once."""
@@ -50,8 +51,9 @@ def judge(
     """Judges a dictionary by what it reconstructs and by what the model computes on the reconstruction.
 
     The first `fit_share` of the texts give the baselines what they need to know (mean, covariance, the number of
-    active features that sets their size); the others are judged. A token's activation is replaced at all positions
-    that count, at once.
+    active features that sets their size); the others, of other documents, are judged. A token's activation is replaced
+    at all positions that count, at once. How much of the judged texts was trained on stands in the report
+    (``overlap``; None where a dictionary does not know its training text), and more than chance is warned of.
 
     Args:
         model: Any bridge. It is only read.
@@ -85,9 +87,9 @@ def judge(
     reads, writes = places(dictionary, parts.graph)
     if hasattr(dictionary, "check_model"):
         dictionary.check_model(identity(model))
-    tokens = texts(source, model, n, length, seed)
+    tokens, begin = halves(source, model, n, length, seed, fit_share)
     valid, counts = counted(tokens, model, 0, special), counted(tokens, model, skip, special)
-    begin = split(len(tokens), fit_share)
+    seen = overlap(dictionary, tokens[begin:])
     moments, l0 = fitted(parts, dictionary, tokens[:begin], counts[:begin], batch)
     zero = Constant(torch.zeros_like(moments.mean[1]).to(dictionary.W_dec))
     methods = beside(dictionary, moments, l0, seed)
@@ -114,6 +116,7 @@ def judge(
         "reads": str(reads),
         "writes": str(writes),
         "source": source if isinstance(source, str) else type(source).__name__,
+        "overlap": seen,
         "tokens": int(counts[begin:].sum()),
         "tokens_fitted": moments.n,
         "length": tokens.shape[1],
@@ -133,6 +136,19 @@ def texts(source: Any, model: Any, n: int, length: int, seed: int) -> Int[Tensor
     if isinstance(source, Tensor):
         n, length = source.shape if source.ndim == 2 else (n, length)
     return corpus(source, model, n, length, seed).to(next(model.parameters()).device)
+
+
+def halves(
+    source: Any, model: Any, n: int, length: int, seed: int, share: float
+) -> tuple[Int[Tensor, "text pos"], int]:
+    """Texts to fit on and to judge on, and where the latter begin. They share no document, where there are several."""
+    if isinstance(source, Tensor) or (source not in CORPORA and len(set(documents(source))) < 2):
+        tokens = texts(source, model, n, length, seed)
+        return tokens, split(len(tokens), share)
+    begin = split(n, share)
+    numbers = {"find": begin, "score": n - begin}
+    sides = [corpus(source, model, number, length, seed, split=side) for side, number in numbers.items()]
+    return torch.cat(sides).to(next(model.parameters()).device), begin
 
 
 def split(n: int, share: float) -> int:
@@ -204,19 +220,31 @@ def _log_probabilities(parts: Parts, resid: Tensor) -> Tensor:
     return torch.log_softmax(logits if logits.dtype == torch.float64 else logits.float(), -1)
 
 
+def recovered(ce: float, clean: float, ablated: float) -> float:
+    """The share of an ablation's cost that a reconstruction saves; NaN where the ablation costs nothing."""
+    return (ablated - ce) / (ablated - clean) if ablated > clean else float("nan")
+
+
+def undefined(clean: float, zero: float, mean: float) -> dict[str, str]:
+    """Which shares of an ablation's cost are NaN, and why."""
+    ablated = {"ce_recovered": ("zero", zero), "ce_recovered_mean": ("mean", mean)}
+    return {
+        metric: f"{name} ablation costs nothing (loss {loss:.4g} with it, {clean:.4g} without)"
+        for metric, (name, loss) in ablated.items()
+        if not loss > clean
+    }
+
+
 def _report(tallies: Mapping[str, Tally], losses: Mapping[str, Tensor], n: Tensor, about: dict[str, Any]) -> Report:
     """Sums to numbers."""
     mean = {name: (sums.sum(1) / n.sum()).tolist() for name, sums in losses.items()}
     clean, zero, average = mean["clean"][0], mean["zero"][0], mean["mean"][0]
 
-    def recovered(ce: float, ablated: float) -> float:
-        return (ablated - ce) / (ablated - clean) if ablated > clean else float("nan")
-
     table, positions = [], []
     for name in METHODS:
         ce, kl = mean[name]
         row = {"ce": ce, "kl": kl, "ce_with_error": mean[name + _ERROR][0], "kl_with_error": mean[name + _ERROR][1]}
-        row |= {"ce_recovered": recovered(ce, zero), "ce_recovered_mean": recovered(ce, average)}
+        row |= {"ce_recovered": recovered(ce, clean, zero), "ce_recovered_mean": recovered(ce, clean, average)}
         row |= tallies[name].measures(about["skip"], about["dense_above"])
         table.append([row[metric] for metric in METRICS])
         here = tallies[name].by_position()
@@ -224,6 +252,7 @@ def _report(tallies: Mapping[str, Tally], losses: Mapping[str, Tensor], n: Tenso
         here |= {"ce": each[0], "kl": each[1]}
         positions.append(torch.stack([values.cpu() for values in here.values()]))
     about |= {"ce_clean": clean, "ce_zero": zero, "ce_mean": average}
+    about["undefined"] = undefined(clean, zero, average)
     labels = {"method": list(METHODS), "metric": list(METRICS)}
     where = {"method": list(METHODS), "metric": list(here)}
     return Report(

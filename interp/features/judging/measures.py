@@ -68,7 +68,7 @@ class Tally:
             "rebuilt": other,
             "product": product,
             "cosine": product / (size * other).sqrt(),
-            "ratio": (other / size).sqrt(),
+            "ratio": (other / size.where(size > 0, torch.nan)).sqrt(),
             "active": active.view_as(size),
         }
         for name, values in found.items():
@@ -109,7 +109,7 @@ class Tally:
         s = self.sums
         n = torch.where(s["n"] > 0, s["n"], torch.nan)
         return {
-            "error": s["error"] / s["size"],
+            "error": s["error"] / s["size"].where(s["size"] > 0, torch.nan),
             "cosine": s["cosine"] / n,
             "norm_ratio": s["ratio"] / n,
             "l0": s["active"] / n,

@@ -22,9 +22,10 @@ from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.features.judging.baselines import Moments, beside
+from interp.features.judging.judge import halves
 from interp.features.judging.splice import CleanRun, counted, encode, places
+from interp.features.overlap import overlap
 from interp.results import scores
-from interp.tasks import corpus
 from interp.tasks.tokens import Encoder
 
 __all__ = ["QUESTIONS", "logistic", "probe_accuracy", "sparse_probing"]
@@ -119,7 +120,7 @@ def sparse_probing(
         model: Any bridge with a tokenizer.
         dictionary: Anything with `encode`, `decode`, `W_dec`, and the places that it `reads` and `writes`.
         sources: Kinds of text, see `interp.tasks.corpus`; "is it from this one" is asked of each.
-        n: Texts of each kind; every other one is for testing.
+        n: Texts of each kind; half of them, of other documents, are for testing.
         length: Tokens in each.
         ks: How many features a probe reads.
         examples: Tokens of each answer at most, in training and in testing; both answers equally often, so that
@@ -146,10 +147,11 @@ def sparse_probing(
         raise UsageError(f"sparse probing needs two texts of each kind and k from 1 on, got n={n} and ks={tuple(ks)}")
     parts = verified(model)
     reads, writes = places(dictionary, parts.graph)
-    tokens = torch.cat([corpus(source, model, n, length, seed) for source in sources]).to(parts.device)
-    counts = counted(tokens, model, skip, special)
+    sides = [halves(source, model, n, length, seed, 0.5) for source in sources]
+    tokens = torch.cat([rows for rows, _ in sides]).to(parts.device)
+    training = torch.cat([torch.arange(len(rows), device=parts.device) < begin for rows, begin in sides])
+    counts, trained_on = counted(tokens, model, skip, special), overlap(dictionary, tokens[~training])
     moments = Moments(reads.width(parts.graph), writes.width(parts.graph), parts.device)
-    training = torch.arange(len(tokens), device=parts.device) % 2 == 0
     kept, active = [], 0
     with track(len(tokens), "reading texts") as advance:
         for row, (ids, at) in enumerate(zip(tokens, counts, strict=True)):
@@ -192,6 +194,7 @@ def sparse_probing(
         reads=str(reads),
         writes=str(writes),
         sources=list(sources),
+        overlap=trained_on,
         texts=len(tokens),
         length=length,
         skip=skip,

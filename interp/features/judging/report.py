@@ -38,7 +38,8 @@ class Report:
     """What `judge` found.
 
     Args:
-        scores: "method metric": the dictionary, its baselines and the two ablations; NaN where a metric means nothing.
+        scores: "method metric": the dictionary, its baselines and the two ablations; NaN where a metric means nothing;
+            the attribute ``undefined`` says why a share of an ablation's cost is.
         by_position: "method metric position": ``error`` (squared, as a share of the activation's squared norm),
             ``cosine``, ``norm_ratio``, ``l0``, ``ce`` and ``kl`` (NaN at a position that does not count).
         density: for the dictionary and its baselines "component": on which share of the tokens each is active.
@@ -72,12 +73,18 @@ class Report:
 
     def summary(self) -> str:
         """The main numbers in a sentence."""
-        at, attrs = self.value, self.scores.attrs
+        at, attrs, why = self.value, self.scores.attrs, self.scores.attrs["undefined"]
+        seen = attrs["overlap"]
+        training = "of unknown training text" if seen is None else f"of which {seen:.1%} was trained on"
+        saved = (
+            f"{at('ce_recovered'):.1%} (random {at('ce_recovered', 'random'):.1%}, PCA {at('ce_recovered', 'PCA'):.1%})"
+        )
+        if "ce_recovered" in why:
+            saved = f"undefined, as {why['ce_recovered']}"
         return (
-            f"{attrs['writes']} of {attrs['model']}: cross-entropy recovered {at('ce_recovered'):.1%} (random "
-            f"{at('ce_recovered', 'random'):.1%}, PCA {at('ce_recovered', 'PCA'):.1%}), R2 {at('r2'):.3f} (without "
+            f"{attrs['writes']} of {attrs['model']}: cross-entropy recovered {saved}, R2 {at('r2'):.3f} (without "
             f"the first position {at('r2_without_first'):.3f}), L0 {at('l0'):.1f}, dead {at('dead'):.1%} on "
-            f"{attrs['tokens']:,} tokens"
+            f"{attrs['tokens']:,} tokens, {training}"
         )
 
     def __repr__(self) -> str:

@@ -21,8 +21,9 @@ from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.features.architectures.cross_layer import CrossLayerTranscoder
 from interp.features.architectures.dictionary import Batch, Dictionary
-from interp.features.judging.judge import compared, split, texts
+from interp.features.judging.judge import compared, halves, recovered, undefined
 from interp.features.judging.splice import counted
+from interp.features.overlap import overlap
 from interp.features.place import MLP_IN, Place, listed
 from interp.features.training.metrics import Moments
 from interp.features.training.run import as_batch
@@ -205,16 +206,17 @@ def judge_replacement(
     Returns:
         "method metric": methods ``dictionary``, ``shuffled`` (see `shuffled`), ``mean`` and ``zero`` (all outputs
         ablated); metrics ``ce`` and ``kl`` (nats a token), ``ce_recovered`` and ``ce_recovered_mean`` (shares of what
-        zero and mean ablation cost). ``ce_clean`` stands in the attributes.
+        zero and mean ablation cost). ``ce_clean`` stands in the attributes, and ``undefined``, which shares are NaN
+        and why.
 
     Raises:
         UsageError: The transcoder does not fit the model, or the texts do not suffice.
     """
     parts = verified(model)
     _, writes = _sites(clt, parts)
-    tokens = texts(source, model, n, length, seed)
-    counts = counted(tokens, model, skip)
-    begin, walk = split(len(tokens), fit_share), Walk(parts, tokens.shape[1])
+    tokens, begin = halves(source, model, n, length, seed, fit_share)
+    counts, walk = counted(tokens, model, skip), Walk(parts, tokens.shape[1])
+    seen = overlap(clt, tokens[begin:])
     sites = [(place.site, place.layer) for place in writes]
     total = dict.fromkeys(sites, torch.zeros((), dtype=torch.float64))
     for first in range(0, begin, batch):
@@ -245,11 +247,7 @@ def judge_replacement(
     clean = mean_loss.pop("clean")[0]
     table = []
     for ce, kl in mean_loss.values():
-        shares = [
-            (worst - ce) / (worst - clean) if worst > clean else float("nan")
-            for worst in (mean_loss["zero"][0], mean_loss["mean"][0])
-        ]
-        table.append([ce, kl, *shares])
+        table.append([ce, kl, *(recovered(ce, clean, mean_loss[ablated][0]) for ablated in ("zero", "mean"))])
     return scores(
         torch.tensor(table, dtype=torch.float64),
         ("method", "metric"),
@@ -259,6 +257,8 @@ def judge_replacement(
         model=str(model.cfg.model_name),
         fingerprint=identity(model),
         ce_clean=clean,
+        undefined=undefined(clean, mean_loss["zero"][0], mean_loss["mean"][0]),
+        overlap=seen,
         tokens=positions,
         layers=[place.layer for place in writes],
         skip=skip,

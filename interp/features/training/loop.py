@@ -46,7 +46,8 @@ def train(
         batches: Activations, batch by batch: tensors "batch d", pairs (read, to be written), triples with the loss's
             gradient, or mappings from places to tensors (of dictionaries of several places the tensors have the
             activations side by side). If it has ``state()`` and ``restore(state)``, a resumed run
-            restores it; otherwise the batches of the steps already made are skipped.
+            restores it; otherwise the batches of the steps already made are skipped. If it has ``sign(dictionary)``,
+            that is called at the end, to write into the dictionary what it was trained on.
         steps: How many batches; or
         tokens: how many activations, rounded up to whole batches.
         settings: How.

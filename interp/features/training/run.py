@@ -212,9 +212,11 @@ class Run:
         return tqdm(total=self.total, initial=self.step, desc="training", delay=2.0, leave=False, disable=not shown)
 
     def finish(self) -> None:
-        """Frees the gradients and writes the dictionary."""
+        """Frees the gradients and writes the dictionary, with what it was trained on where the batches know it."""
         self.dictionary.eval()
         self.optimizer.zero_grad(set_to_none=True)
+        if (sign := getattr(self.batches, "sign", None)) is not None:
+            sign(self.dictionary)
         if self.directory:
             self.dictionary.save(self.directory)
 

@@ -109,10 +109,8 @@ def train_transcoders(
             seed=seed + layer,
             **(options or {}),
         )
-        dictionary.model = (store.manifest["model"], store.manifest["fingerprint"])
         batches = store.batches(batch, pairs[layer], seed=seed, epochs=None)
         train(dictionary, batches, tokens=tokens, settings=settings, directory=folder / f"layer_{layer}")
-        dictionary.save(folder / f"layer_{layer}")
         if dictionary.b_enc is not None:
             save_circuit_tracer(dictionary, folder / f"layer_{layer}.safetensors")
         made[layer] = dictionary
