@@ -39,6 +39,7 @@ from interp.efficiency.registry import METHODS
 from interp.results import scores
 from interp.results.findings import RetrievalHeads
 from interp.tasks import key_samples
+from interp.upstream import cache_of, cached
 
 
 def main() -> None:
@@ -108,11 +109,11 @@ def one_step(model: Any, plan: KVPlan | None, cache: Any, position: int) -> floa
     token, at = torch.tensor([[5]]), torch.tensor([[position]])
     if plan is None:
         began = time.process_time()
-        model(input_ids=token, past_key_values=cache, position_ids=at, use_cache=True)
+        model(**cached(model, cache, input_ids=token, position_ids=at, use_cache=True))
         return time.process_time() - began
     with plan.applied(model):
         began = time.process_time()
-        model(input_ids=token, past_key_values=cache, position_ids=at, use_cache=True)
+        model(**cached(model, cache, input_ids=token, position_ids=at, use_cache=True))
         return time.process_time() - began
 
 
@@ -228,7 +229,7 @@ def prefill(model: Any, sample: Any) -> list[Any]:
     cache.layers = [Recorded(layer.make, cache.state) for layer in cache.layers]
     tokens = torch.tensor([sample.context])
     with with_cache(model, cache, 1, tokens.shape[1]):
-        model(input_ids=tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        model(**cached(model, cache, input_ids=tokens, use_cache=True, logits_to_keep=1))
     return [layer.recorded for layer in cache.layers]
 
 
@@ -240,7 +241,7 @@ def handed_over(model: Any, plan: KVPlan, sample: Any, recorded: list[Any]) -> K
     cache = plan.new_cache(model)
     if plan.prefill_chunk or plan.instruction:
         with plan.applied(model):
-            model(input_ids=torch.tensor([sample.context]), past_key_values=cache, logits_to_keep=1)
+            model(**cached(model, cache, input_ids=torch.tensor([sample.context]), logits_to_keep=1))
         return cache
     cache.begin(1, len(sample.context), None)
     for layer, (query, keys, values, options) in zip(cache.layers, recorded, strict=True):
@@ -250,18 +251,17 @@ def handed_over(model: Any, plan: KVPlan, sample: Any, recorded: list[Any]) -> K
 
 def answer(model: Any, plan: KVPlan | None, cache: Any, question: Any, right: Any) -> dict[str, float]:
     """Is the answer written, greedily and in full, and what is its loss? The question and the answer are fed apart."""
-    run = partial(model, use_cache=True)
     if plan is None:
-        return _answer(run, cache, question, right)
+        return _answer(model, cache, question, right)
     with plan.applied(model):
-        return _answer(run, cache, question, right)
+        return _answer(model, cache, question, right)
 
 
-def _answer(run: Any, cache: Any, question: Any, right: Any) -> dict[str, float]:
-    out = run(input_ids=torch.tensor([question]), past_key_values=cache, logits_to_keep=1)
+def _answer(model: Any, cache: Any, question: Any, right: Any) -> dict[str, float]:
+    out = model(**cached(model, cache, input_ids=torch.tensor([question]), use_cache=True, logits_to_keep=1))
     rows = [out.logits[0]]
     for token in right[:-1]:
-        out = run(input_ids=torch.tensor([[token]]), past_key_values=out.past_key_values)
+        out = model(**cached(model, cache_of(out), input_ids=torch.tensor([[token]]), use_cache=True))
         rows.append(out.logits[0])
     logits, wanted = torch.cat(rows).float(), torch.tensor(right)
     exact = float((logits.argmax(-1) == wanted).all())

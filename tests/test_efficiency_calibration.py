@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from caches import cache_of, using
 from families import FAMILIES, tiny
 from transformers import DynamicCache
 
@@ -267,7 +268,7 @@ class TestUse:
             for sizes in ([1] * 14, [5, 4, 5]):
                 cache, parts = DynamicCache(config=model.config), []
                 for part in TOKENS.split(sizes, 1):
-                    parts.append(model(part, past_key_values=cache).logits)
+                    parts.append(model(part, **using(cache)).logits)
                 torch.testing.assert_close(torch.cat(parts, 1), whole, atol=1e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("family", ["gemma3", "mistral", "gemma2"])
@@ -276,7 +277,7 @@ class TestUse:
         values = np.random.default_rng(0).uniform(0.1, 1, (len(deployment(model).layers), 4))
         with ACT(heads(model, values), share=1, budget=0.2, alpha=ALPHA).plan(model).applied(model), torch.no_grad():
             whole, cache = model(TOKENS, use_cache=False).logits, DynamicCache(config=model.config)
-            parts = [model(part, past_key_values=cache).logits for part in TOKENS.split(1, 1)]
+            parts = [model(part, **using(cache)).logits for part in TOKENS.split(1, 1)]
             torch.testing.assert_close(torch.cat(parts, 1), whole, atol=2e-4, rtol=1e-4)
 
     @pytest.mark.parametrize("name", NAMES)
@@ -299,7 +300,7 @@ class TestUse:
         with plan.applied(model):
             first = model.generate(TOKENS, max_new_tokens=4, do_sample=False, return_dict_in_generate=True)
             further = torch.cat([first.sequences, TOKENS[:, :5]], 1)
-            cached = model.generate(further, past_key_values=first.past_key_values, max_new_tokens=4, do_sample=False)
+            cached = model.generate(further, **using(cache_of(first)), max_new_tokens=4, do_sample=False)
             assert torch.equal(cached, model.generate(further, max_new_tokens=4, do_sample=False))
             torch.manual_seed(0)
             assert model.generate(TOKENS, max_new_tokens=4, do_sample=True).shape == (1, 18)
@@ -365,7 +366,7 @@ class TestPlans:
         for name in ("act", "redistribution"):
             plan = methods(model)[name].plan(model)
             with plan.applied(model):
-                cache = model(TOKENS).past_key_values
+                cache = cache_of(model(TOKENS))
             account = cache.calibration_account
             tensors = [account.real, *(t for layer in account.layers.values() for t in layer.values())]
             held = sum(t.numel() * t.itemsize for t in tensors)
@@ -513,14 +514,14 @@ class TestErrors:
                 method.plan(model)
 
     def test_caches_that_were_cut_or_filled_elsewhere_fail_with_one_message(self, model):
-        plan, cache = methods(model)["act"].plan(model), model(TOKENS).past_key_values
+        plan, cache = methods(model)["act"].plan(model), cache_of(model(TOKENS))
         with plan.applied(model):
             with pytest.raises(UsageError, match="filled without the plan"):
-                model(TOKENS, past_key_values=cache)
-            own = model(TOKENS).past_key_values
+                model(TOKENS, **using(cache))
+            own = cache_of(model(TOKENS))
             own.crop(-3)
             with pytest.raises(UsageError, match="holds 11 tokens and calibration knows of 14"):
-                model(TOKENS, past_key_values=own)
+                model(TOKENS, **using(own))
             with pytest.raises(UsageError, match="leave cache_implementation"):
                 model.generate(TOKENS, max_new_tokens=2, cache_implementation="static")
             with pytest.raises(UsageError, match="call the model itself"):
@@ -544,6 +545,6 @@ def test_the_sinks_of_a_real_model_are_found_by_their_channels(smollm2):
     plan = Redistribution(found).plan(model)
     tokens = interp.tasks.corpus("prose", smollm2, 1, 24, 0)
     with plan.applied(model), torch.no_grad():
-        account = model(tokens).past_key_values.calibration_account
+        account = cache_of(model(tokens)).calibration_account
     middle = (found.appears + found.vanishes) // 2
     assert account.layers[middle]["flags"][0].nonzero().flatten().tolist() == list(found.positions)

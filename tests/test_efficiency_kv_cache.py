@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from caches import NAME, cache_of, using
 from families import FAMILIES, hugging_face_model, tiny
 from test_attention_retrieval import COPY_LENGTH, PLANTED, induction_samples
 from transformers import DynamicCache, StaticCache
@@ -135,10 +136,10 @@ class TestDense:
         dense = model(TOKENS, use_cache=False).logits
         with StreamingCache(budget=0.5, length=LENGTH).plan(model).applied(model):
             assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
-            found = model(TOKENS, past_key_values=DynamicCache(config=model.config))
-            assert isinstance(found.past_key_values, DynamicCache)
+            found = model(TOKENS, **using(DynamicCache(config=model.config)))
+            assert isinstance(cache_of(found), DynamicCache)
             static = StaticCache(config=model.config, max_cache_len=64)
-            assert generated(model, TOKENS, past_key_values=static).past_key_values is static
+            assert cache_of(generated(model, TOKENS, **using(static))) is static
         assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
 
     def test_a_prompt_in_one_go_is_computed_densely_whatever_is_kept_of_it(self, model):
@@ -153,16 +154,14 @@ class TestWhatIsKept:
         plan = StreamingCache(budget=0.25, length=LENGTH, sinks=2).plan(model)
         kept = [0, 1, *range(LENGTH - 8, LENGTH)]
         cache = DynamicCache(config=model.config)
-        model(TOKENS, past_key_values=cache)
+        model(TOKENS, **using(cache))
         for layer in cache.layers:
             layer.keys, layer.values = layer.keys[:, :, kept], layer.values[:, :, kept]
-        expected = model(
-            TOKENS[:, :1], past_key_values=trimmed(cache, drop=2), position_ids=torch.tensor([[LENGTH]])
-        ).logits
+        expected = model(TOKENS[:, :1], **using(trimmed(cache, drop=2)), position_ids=torch.tensor([[LENGTH]])).logits
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
+            cache = cache_of(model(TOKENS))
             assert cache.entries() == [[10, 10]] * 3
-            close(model(TOKENS[:, :1], past_key_values=cache).logits, expected)
+            close(model(TOKENS[:, :1], **using(cache)).logits, expected)
         assert cache.entries() == [[10, 10]] * 3
 
     def test_the_planted_retrieval_head_is_the_one_kept_and_the_text_is_found_again_by_it_alone(self):
@@ -180,8 +179,8 @@ class TestWhatIsKept:
             for sample in samples:
                 tokens = torch.tensor([sample.tokens])
                 with plan.applied(model):
-                    cache = model(tokens[:, :-1]).past_key_values
-                    out = model.generate(tokens, past_key_values=cache, max_new_tokens=COPY_LENGTH, do_sample=False)
+                    cache = cache_of(model(tokens[:, :-1]))
+                    out = model.generate(tokens, **using(cache), max_new_tokens=COPY_LENGTH, do_sample=False)
                 right += tuple(out[0, -COPY_LENGTH:].tolist()) == sample.needle
             return right / len(samples)
 
@@ -195,7 +194,7 @@ class TestWhatIsKept:
         model.set_attn_implementation("sdpa")
         plan = H2OCache(budget=0.5, length=LENGTH).plan(model)
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
+            cache = cache_of(model(TOKENS))
         store = cache.layers[0].parts[0][1]
         n, window = store.n, store.window
         sums = pattern[0].unflatten(0, (2, 2)).sum((1, 2))
@@ -209,9 +208,9 @@ class TestWhatIsKept:
         model.set_attn_implementation("sdpa")
         full = FullCache().plan(model)
         with full.applied(model):
-            keys = model(TOKENS).past_key_values.layers[1].parts[0][1].buffer.keys
+            keys = cache_of(model(TOKENS)).layers[1].parts[0][1].buffer.keys
         with SnapKVCache(budget=0.5, length=LENGTH, window=4, kernel=3).plan(model).applied(model):
-            kept = model(TOKENS).past_key_values.layers[1].parts[0][1].buffer.keys
+            kept = cache_of(model(TOKENS)).layers[1].parts[0][1].buffer.keys
         seen = pattern[0, :, -4:].unflatten(0, (2, 2)).mean(1).sum(1)
         worth = torch.nn.functional.avg_pool1d(seen[None], 3, 1, 1)[0]
         for head in range(2):
@@ -255,8 +254,8 @@ class TestWhatIsKept:
         tokens = TOKENS[:, :8]
         for bits in (8, 4):
             with QuantizedCache(bits=bits, group=8, residual=0, length=LENGTH).plan(model).applied(model):
-                cache = model(TOKENS).past_key_values
-                far[bits] = model(tokens, past_key_values=cache).logits
+                cache = cache_of(model(TOKENS))
+                far[bits] = model(tokens, **using(cache)).logits
         expected = model(torch.cat([TOKENS, tokens], 1), use_cache=False).logits[:, -8:]
         error = {bits: (found - expected).abs().mean().item() for bits, found in far.items()}
         assert dense.isfinite().all()
@@ -281,8 +280,8 @@ class TestWhatIsKept:
         model = deploy(tiny("llama", num_hidden_layers=1))
         plan = StreamingCache(budget=0.3, length=LENGTH, sinks=2, positions="reindexed").plan(model)
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
-            found = model(TOKENS[:, :1], past_key_values=cache).logits
+            cache = cache_of(model(TOKENS))
+            found = model(TOKENS[:, :1], **using(cache)).logits
         held = cache.entries()[0][0]
         text = torch.cat([TOKENS[:, :2], TOKENS[:, LENGTH - (held - 3) :], TOKENS[:, :1]], 1)
         close(found[:, -1], model(text, use_cache=False).logits[:, -1], atol=1e-4)
@@ -302,22 +301,22 @@ class TestBytes:
     def test_a_cache_has_the_bytes_that_the_ledger_says_and_no_more_than_the_budget(self, model, name):
         plan = methods(model)[name].plan(model)
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
+            cache = cache_of(model(TOKENS))
         ledger = plan.ledger(model, LENGTH)
         assert cache.bytes() == ledger.cache_bytes.after
         assert ledger.cache_bytes.share <= 0.5
         dense = DynamicCache(config=model.config)
-        model(TOKENS, past_key_values=dense)
+        model(TOKENS, **using(dense))
         assert ledger.cache_bytes.before == sum(2 * layer.keys.nbytes for layer in dense.layers)
 
     def test_n_entries_take_the_bytes_of_n_entries_however_long_the_text(self, model):
         plan = StreamingCache(budget=0.25, length=LENGTH, sinks=2).plan(model)
         with plan.applied(model):
-            found = generated(model, TOKENS, 30).past_key_values
+            found = cache_of(generated(model, TOKENS, 30))
         assert found.bytes() == 3 * 2 * 10 * geometry(model).entry_bytes
         assert found.seen == LENGTH + 29
         with H2OCache(budget=0.5, length=LENGTH).plan(model).applied(model):
-            found = generated(model, TOKENS, 30).past_key_values
+            found = cache_of(generated(model, TOKENS, 30))
         n = found.entries()[0][0]
         assert found.bytes() == 3 * 2 * n * (geometry(model).entry_bytes + 4)
 
@@ -325,7 +324,7 @@ class TestBytes:
     def test_quantised_bytes_are_those_of_codes_scales_and_what_stays_as_it_is(self, model, bits):
         plan = QuantizedCache(bits=bits, group=8, residual=4, sinks=sinks(model), length=LENGTH).plan(model)
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
+            cache = cache_of(model(TOKENS))
         assert cache.bytes() == plan.ledger(model, LENGTH).cache_bytes.after
         coded = 32
         each = 2 * coded * 8 * bits // 8 + 8 * (coded + coded // 8 * 8) + (LENGTH - coded) * 64
@@ -340,7 +339,7 @@ class TestBytes:
 
             def watched(**given):
                 out = before(**given)
-                most.append(given["past_key_values"].bytes())
+                most.append(given[NAME].bytes())
                 return out
 
             wrapped.before = watched
@@ -377,14 +376,14 @@ class TestRunning:
         plan = methods(model)[name].plan(model)
         with plan.applied(model):
             cache = plan.new_cache(model)
-            first = generated(model, TOKENS, 4, past_key_values=cache)
+            first = generated(model, TOKENS, 4, **using(cache))
             text = torch.cat([first.sequences, TOKENS[:, 5:11]], 1)
-            second = generated(model, text, 4, past_key_values=cache)
+            second = generated(model, text, 4, **using(cache))
             by_hand = plan.new_cache(model)
-            model(TOKENS, past_key_values=by_hand)
+            model(TOKENS, **using(by_hand))
             for token in first.sequences[0, LENGTH:-1]:
-                model(token[None, None], past_key_values=by_hand)
-            out = model(text[:, LENGTH + 3 :], past_key_values=by_hand)
+                model(token[None, None], **using(by_hand))
+            out = model(text[:, LENGTH + 3 :], **using(by_hand))
         assert cache.seen == LENGTH + 13
         close(out.logits[:, -1], logits(second)[:1])
 
@@ -405,7 +404,7 @@ class TestRunning:
         def first_layer(chunk):
             plan = StreamingCache(budget=0.25, length=LENGTH, prefill_chunk=chunk).plan(model)
             with plan.applied(model):
-                cache = model(TOKENS).past_key_values
+                cache = cache_of(model(TOKENS))
             store = cache.layers[0].parts[0][1]
             store._in_order()
             return store.buffer.keys
@@ -487,7 +486,7 @@ class TestPlans:
         for bits, method in made.items():
             plan = method.plan(model)
             with plan.applied(model):
-                cache = model(TOKENS).past_key_values
+                cache = cache_of(model(TOKENS))
             assert cache.bytes() == plan.ledger(model, LENGTH).cache_bytes.after
             assert plan.ledger(model, 1000).cache_bytes.share <= 0.5
             full[bits] = int(plan.to_frame()["keeps"].str.startswith("all").sum())
@@ -498,7 +497,7 @@ class TestPlans:
         plan = StreamingCache(budget=0.25, length=LENGTH, sinks=2).plan(model)
         assert sorted(set(plan.to_frame()["layer"])) == [1, 3]
         with plan.applied(model):
-            assert model(TOKENS).past_key_values.entries() == [[4], [10], [4], [10]]
+            assert cache_of(model(TOKENS)).entries() == [[4], [10], [4], [10]]
 
     def test_pruned_heads_and_layers_are_left_out_of_the_cache(self, model):
         plan = RetrievalCache(retrieval=finding(model), budget=0.6, sinks=2, window=5, length=LENGTH).plan(model)
@@ -518,22 +517,22 @@ class TestRefusals:
     def test_a_cache_that_is_cropped_reused_or_taken_elsewhere_fails_with_one_message(self, model):
         plan = StreamingCache(budget=0.5, length=LENGTH).plan(model)
         with plan.applied(model):
-            cache = model(TOKENS).past_key_values
+            cache = cache_of(model(TOKENS))
             for wrong, message in (
                 (lambda: cache.crop(-1), "can't be cropped"),
-                (lambda: model(TOKENS, past_key_values=cache, attention_mask=torch.ones(1, LENGTH)), "has seen 40"),
-                (lambda: generated(model, TOKENS[:, :30], past_key_values=cache), "start a new cache"),
-                (lambda: model(TOKENS.repeat(2, 1), past_key_values=cache), "holds 1 rows"),
+                (lambda: model(TOKENS, **using(cache), attention_mask=torch.ones(1, LENGTH)), "has seen 40"),
+                (lambda: generated(model, TOKENS[:, :30], **using(cache)), "start a new cache"),
+                (lambda: model(TOKENS.repeat(2, 1), **using(cache)), "holds 1 rows"),
                 (lambda: model(TOKENS, attention_mask=torch.ones(1, 1, LENGTH, LENGTH)), "row pos"),
                 (lambda: cache.layers[0].offload(), "can't be offloaded"),
             ):
                 with pytest.raises(UsageError, match=message):
                     wrong()
         with pytest.raises(UsageError, match="works only in the model that its plan is in force for"):
-            model(TOKENS[:, :1], past_key_values=cache)
+            model(TOKENS[:, :1], **using(cache))
         other = StreamingCache(budget=0.3, length=LENGTH).plan(model)
         with other.applied(model), pytest.raises(UsageError, match="another plan"):
-            model(TOKENS[:, :1], past_key_values=cache)
+            model(TOKENS[:, :1], **using(cache))
         with plan.applied(model), pytest.raises(UsageError, match="one at a time"), other.applied(model):
             pass
 

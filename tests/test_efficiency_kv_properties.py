@@ -6,6 +6,7 @@ import functools
 
 import pytest
 import torch
+from caches import cache_of, using
 from families import tiny
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
@@ -44,14 +45,14 @@ def test_no_plan_takes_more_than_its_budget_or_other_bytes_than_it_says(name, gr
         raise
     prompt = data.draw(st.integers(2, 64))
     with torch.no_grad(), plan.applied(model):
-        cache = model(tokens_of(prompt)).past_key_values
+        cache = cache_of(model(tokens_of(prompt)))
     assert plan.ledger(model, length).cache_bytes.share <= budget + 1e-9
     allocated = max(plan.prefill_chunk or 1, 64)  # a cache that grows has room ahead
     said = plan.ledger(model, prompt).cache_bytes.after
     assert said <= cache.bytes() <= said + allocated * 2 * groups * 64
     dense = DynamicCache(config=model.config)
     with torch.no_grad():
-        model(tokens_of(prompt), past_key_values=dense)
+        model(tokens_of(prompt), **using(dense))
     assert plan.ledger(model, prompt).cache_bytes.before == sum(2 * layer.keys.nbytes for layer in dense.layers)
 
 
@@ -128,7 +129,7 @@ def test_quantised_entries_are_all_there_however_they_come(bits, group, residual
     with torch.no_grad(), plan.applied(model):
         cache = plan.new_cache(model)
         for piece in pieces:
-            model(tokens[:, at : at + piece], past_key_values=cache)
+            model(tokens[:, at : at + piece], **using(cache))
             at += piece
     assert cache.entries() == [[at, at]] * 2
     assert cache.layers[0].parts[0][1].decoded()[0].shape[2] == at

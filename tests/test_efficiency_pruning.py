@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from caches import cache_of
 from families import FAMILIES, boot, hugging_face_model, tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,7 +210,7 @@ def test_parameters_and_flops_of_the_ledger_are_those_of_the_model_afterwards(mo
 
 def test_a_cache_holds_only_the_groups_that_are_left(model):
     with plan_of(model, **EVERYTHING).applied(model):
-        cache = model(TOKENS, use_cache=True).past_key_values
+        cache = cache_of(model(TOKENS, use_cache=True))
         assert [layer.keys.shape for layer in cache.layers] == [(2, 1, 9, 8), (2, 1, 9, 1)]
         assert sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers) == 2 * count(model, 9).cache_bytes
 
@@ -253,7 +254,7 @@ def test_plans_for_the_cache_compose_with_plans_that_remove(model, first):
     ):
         both = (pruning + cache, cache + pruning)[first]
         with both.applied(model):
-            found = model(TOKENS, use_cache=True).past_key_values
+            found = cache_of(model(TOKENS, use_cache=True))
             assert [len(entries) for entries in found.entries()] == [1, 0]
             composed = model.generate(TOKENS, max_new_tokens=4, **GREEDY)
         own = both.made_permanent(model)
@@ -268,7 +269,7 @@ def test_the_ledger_of_plans_together_has_the_bytes_of_the_cache_that_is_left(mo
     cache = RetrievalCache(retrieval=retrieval(model), budget=0.6, sinks=1, window=2, length=12).plan(model)
     both = pruning + cache
     with both.applied(model):
-        held = model(TOKENS, use_cache=True).past_key_values.bytes()
+        held = cache_of(model(TOKENS, use_cache=True)).bytes()
     found = both.ledger(model, TOKENS.shape[1], len(TOKENS))
     assert found.cache_bytes.after == pytest.approx(held)
     with pruning.applied(model):

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from caches import cache_of, using
 from families import FAMILIES, tiny
 from transformers import StaticCache
 
@@ -419,24 +420,24 @@ class TestModels:
         plan = plans[name]
         with plan.applied(model):
             first = model(TOKENS[:, :40], use_cache=True)
-        cache = first.past_key_values
+        cache = cache_of(first)
         dense_cache = type(cache)(config=model.config)
         for layer in range(len(cache.layers)):
             dense_cache.update(cache.layers[layer].keys.clone(), cache.layers[layer].values.clone(), layer)
         with plan.applied(model):
-            short = model(TOKENS[:, 40:44], past_key_values=cache).logits
-        close(short, model(TOKENS[:, 40:44], past_key_values=dense_cache).logits)
+            short = model(TOKENS[:, 40:44], **using(cache)).logits
+        close(short, model(TOKENS[:, 40:44], **using(dense_cache)).logits)
 
     def test_a_prompt_in_chunks_is_read_as_in_one_go(self, model, plans):
         with plans["a_shape"].applied(model):
             whole = model(TOKENS).logits
             first = model(TOKENS[:, :37], use_cache=True)
-            second = model(TOKENS[:, 37:], past_key_values=first.past_key_values)
+            second = model(TOKENS[:, 37:], **using(cache_of(first)))
         close(torch.cat([first.logits, second.logits], 1), whole)
 
     def test_a_static_cache_works(self, model, plans):
         with plans["moba"].applied(model):
-            found = generated(model, TOKENS[:, :50], past_key_values=StaticCache(config=model.config, max_cache_len=64))
+            found = generated(model, TOKENS[:, :50], **using(StaticCache(config=model.config, max_cache_len=64)))
             close(logits(found), logits(generated(model, TOKENS[:, :50])))
 
     def test_layers_with_a_window_of_their_own_keep_it(self):
@@ -479,11 +480,11 @@ class TestWithACache:
         for plan in (sparse + kept, kept + sparse):
             with plan.applied(model):
                 results.append(generated(model, TOKENS))
-                cached = results[-1].past_key_values
+                cached = cache_of(results[-1])
         assert torch.equal(logits(results[0]), logits(results[1]))
         with kept.applied(model):
             alone = generated(model, TOKENS)
-        assert cached.bytes() == alone.past_key_values.bytes(), "entries are as absent as without sparse prefill"
+        assert cached.bytes() == cache_of(alone).bytes(), "entries are as absent as without sparse prefill"
         with sparse.applied(model):
             only = generated(model, TOKENS)
         close(logits(results[0])[0], logits(only)[0])

@@ -10,6 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.upstream import cache_of, cached
+
 __all__ = ["Decoder", "storage_bytes"]
 
 
@@ -29,8 +31,8 @@ class Decoder:
         """The logits of the last `keep` positions of some further tokens."""
         model: Any = self.model
         tokens = tokens.to(model.device)
-        out = model(input_ids=tokens, past_key_values=self.cache, use_cache=True, logits_to_keep=keep)
-        self.cache = out.past_key_values
+        out = model(**cached(model, self.cache, input_ids=tokens, use_cache=True, logits_to_keep=keep))
+        self.cache = cache_of(out)
         return out.logits
 
     def logits(self, tokens: Int[Tensor, "batch pos"], piece: int) -> Float[Tensor, "batch pos vocab"]:

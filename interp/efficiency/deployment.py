@@ -16,10 +16,9 @@ from transformers import PreTrainedModel
 
 from interp.engine.identity import identity
 from interp.errors import UsageError
+from interp.upstream import WRAPPER, prefer_fused
 
 __all__ = ["Deployment", "deploy", "deployment"]
-
-_WRAPPER = "_original_component."
 
 
 @dataclass
@@ -63,7 +62,7 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
     if not isinstance(model, TransformerBridge):
         raise UsageError(f"deploy takes a TransformerBridge, as interp.load gives it; got {type(model).__name__}")
     original: Any = model.original_model
-    weights = {name.replace(_WRAPPER, ""): tensor for name, tensor in _weights(original).items()}
+    weights = {name.replace(WRAPPER, ""): tensor for name, tensor in _weights(original).items()}
     plain: Any = skeleton(original.config, type(original))
     wanted = dict(plain.named_parameters())
     if missing := sorted(set(wanted) - set(weights)):
@@ -103,7 +102,7 @@ def deployment(model: PreTrainedModel) -> Deployment:
 def skeleton(config: Any, kind: type[PreTrainedModel]) -> PreTrainedModel:
     """A model with all buffers and no weights, which computes attention by torch's fused function where it can."""
     config = copy.deepcopy(config)
-    config._attn_implementation = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+    prefer_fused(config, kind)
     with init_empty_weights(include_buffers=False):
         return kind(config)
 

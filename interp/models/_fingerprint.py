@@ -63,4 +63,6 @@ def _essentials(cfg: Any) -> dict[str, Any]:
 
 def _weights(model: TransformerBridge) -> dict[str, Any]:
     """Each parameter once, tied ones under their first name, without the bridge's wrapper names."""
-    return {name.replace("_original_component.", ""): weight for name, weight in model.named_parameters()}
+    from interp.upstream import WRAPPER
+
+    return {name.replace(WRAPPER, ""): weight for name, weight in model.named_parameters()}

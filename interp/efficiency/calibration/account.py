@@ -6,7 +6,6 @@ down. The account hangs on the cache; a cache that was cut, or filled without th
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import torch
@@ -16,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from interp.efficiency.kv_cache.running import CachedForward
 from interp.errors import UsageError
+from interp.upstream import arguments, cached, take_cache, tokens_in, wants_cache
 
 __all__ = ["Account", "Running"]
 
@@ -95,19 +95,16 @@ class Running:
 
     def before(self, model: PreTrainedModel, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Before the forward pass; makes the cache where the model would make one."""
-        given = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
-        tokens = given["input_ids"] if given.get("input_ids") is not None else given.get("inputs_embeds")
-        if tokens is None:
-            raise UsageError("there are no tokens to run; give input_ids or inputs_embeds")
+        given = arguments(model.forward, args, kwargs)
+        _, tokens = tokens_in(given)
         if isinstance(vars(model).get("forward"), CachedForward):
             raise UsageError("calibration needs every key, so no plan for the cache can be in force with it")
-        cache, use = given.get("past_key_values"), given.get("use_cache")
-        if cache is None and (model.config.use_cache if use is None else use):
-            cache = given["past_key_values"] = DynamicCache(config=model.config)
+        cache = take_cache(given)
+        if cache is None and wants_cache(model, given):
+            cache = DynamicCache(config=model.config)
         self.account = self._account(cache)
         self.account.begin(tokens.shape[0], tokens.shape[1], given.get("attention_mask"), tokens.device)
-        return (), given
+        return (), cached(model, cache, **given)
 
     def behind(self, model: PreTrainedModel, args: tuple[Any, ...], output: Any) -> None:
         """Behind it."""
@@ -125,7 +122,7 @@ class Running:
         if not isinstance(cache, DynamicCache):
             raise UsageError(
                 f"calibration works with transformers' growing cache, got {type(cache).__name__}; leave "
-                "cache_implementation and past_key_values out"
+                "cache_implementation and the cache out"
             )
         length, found = cache.get_seq_length(), vars(cache).get(_NAME)
         if found is None and length == 0:

@@ -5,21 +5,17 @@ So what is not calibrated stays bit-identical. Registered with transformers' `At
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
-from transformers.modeling_utils import AttentionInterface
 
 from interp.efficiency.calibration.account import Running
 from interp.efficiency.calibration.redistribute import redistributed
 from interp.efficiency.calibration.rules import Rule
-from interp.errors import UsageError
+from interp.upstream import own_attention, register, scoring
 
 __all__ = ["NAMES", "Flagging", "Spot"]
 
@@ -51,16 +47,14 @@ class Spot:
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: dict[str, Any]
     ) -> Float[Tensor, "row new head d"]:
         """What is added to the heads' outputs."""
-        if options.get("s_aux") is not None or options.get("position_bias") is not None:
-            raise UsageError("attention with a learned sink or a position bias can't be calibrated")
+        made = scoring(query, options, "calibration")
         at = torch.tensor(self.heads, device=query.device)
         group = at // (query.shape[1] // key.shape[1])
         query, key, value = query[:, at], key[:, group], value[:, group]
         visible = _visible(query, key, mask)
-        scaling = options.get("scaling")
-        scores = (query @ key.transpose(2, 3)).float() * (query.shape[-1] ** -0.5 if scaling is None else scaling)
-        if (softcap := options.get("softcap")) is not None:
-            scores = softcap * torch.tanh(scores / softcap)
+        scores = (query @ key.transpose(2, 3)).float() * made.scaling
+        if made.softcap is not None:
+            scores = made.softcap * torch.tanh(scores / made.softcap)
         pattern = scores.masked_fill(~visible, torch.finfo(scores.dtype).min).softmax(-1)
         sinks = self.rule.sinks(self.running.now(), self.layer, pattern, visible)
         change = redistributed(pattern, sinks, self.strength, self.rule.toward(self.layer, pattern))
@@ -96,12 +90,7 @@ def _function(base: str) -> Any:
     def calibrated(
         module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
     ) -> tuple[Tensor, Tensor | None]:
-        own: Any = (
-            sdpa_attention_forward
-            if base == "sdpa"
-            else sys.modules[type(module).__module__].__dict__["eager_attention_forward"]
-        )
-        found, weights = own(module, query, key, value, attention_mask, **options)
+        found, weights = own_attention(module, base)(module, query, key, value, attention_mask, **options)
         spot: Spot | None = vars(module).get("calibration")
         if spot is None:
             return found, weights
@@ -111,6 +100,5 @@ def _function(base: str) -> Any:
     return calibrated
 
 
-for _base, _mask in (("sdpa", sdpa_mask), ("eager", eager_mask)):
-    AttentionInterface.register(NAMES[_base], _function(_base))
-    AttentionMaskInterface.register(NAMES[_base], _mask)
+for _base, _name in NAMES.items():
+    register(_name, _function(_base), like=_base)

@@ -15,6 +15,7 @@ from interp.efficiency.quality import Quality
 from interp.errors import UsageError
 from interp.tasks import Task
 from interp.tasks.metrics import pick
+from interp.upstream import cached
 
 __all__ = ["Answers", "Choices", "answers", "calibration_error", "temperature"]
 
@@ -98,10 +99,10 @@ def answers(model: PreTrainedModel, task: Task, batch: int = 16) -> Answers:
     for part in task.batches(batch):
         cache = DynamicCache(config=model.config)
         if shared:
-            run(input_ids=tokens[:1, :shared], past_key_values=cache, logits_to_keep=1)
+            run(**cached(model, cache, input_ids=tokens[:1, :shared], logits_to_keep=1))
             cache.batch_repeat_interleave(len(part))
         rest = part.clean[:, shared:length].to(model.device)
-        logits = run(input_ids=rest, past_key_values=cache, logits_to_keep=1).logits[:, -1].float()
+        logits = run(**cached(model, cache, input_ids=rest, logits_to_keep=1)).logits[:, -1].float()
         metrics.append(part.per_example(logits).cpu())
         best = [pick(logits, ids.to(logits.device), -torch.inf).amax(1) for ids in (part.right, part.wrong)]
         margins.append((best[0] - best[1]).cpu())

@@ -20,6 +20,7 @@ from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
 from interp.efficiency.pruning.anatomy import anatomy
 from interp.errors import UsageError
+from interp.upstream import attend_with, implementation, takes_function
 
 __all__ = ["CalibrationPlan"]
 
@@ -54,8 +55,7 @@ class CalibrationPlan(Plan):
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
         if not self.heads:
             return
-        config: Any = model.config.get_text_config()
-        before = config._attn_implementation
+        before = implementation(model)
         _check(model, before)
         running, sinks, body = Running(self.identity), rule(self.sinks), anatomy(model)
         for layer, block in zip(body.layers, body.blocks, strict=True):
@@ -69,8 +69,7 @@ class CalibrationPlan(Plan):
                 undo.callback(block.register_forward_pre_hook(hook, with_kwargs=True).remove)
         undo.callback(model.register_forward_pre_hook(running.before, with_kwargs=True).remove)
         undo.callback(model.register_forward_hook(running.behind, always_call=True).remove)
-        config._attn_implementation = NAMES[before]
-        undo.callback(setattr, config, "_attn_implementation", before)
+        undo.callback(attend_with, model, attend_with(model, NAMES[before]))
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:
         return attention_ledger(self, model, length, batch)
@@ -90,9 +89,7 @@ class CalibrationPlan(Plan):
 
 def _check(model: PreTrainedModel, implementation: str) -> None:
     name = type(model).__name__
-    if not getattr(type(model), "_supports_attention_backend", False):
-        part = next((type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__), "attention")
-        raise UsageError(f"{part} of {name} computes attention by itself and can't be given a function")
+    takes_function(model, "calibration")
     if isinstance(vars(model).get("forward"), CachedForward):
         raise UsageError("calibration needs every key, so no plan for the cache can be in force with it")
     if implementation not in NAMES:

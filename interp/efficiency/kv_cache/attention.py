@@ -7,8 +7,6 @@ earlier entries are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -16,12 +14,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.modeling_utils import AttentionInterface
 
 from interp.errors import UsageError
+from interp.upstream import register
 
-__all__ = ["NAME", "Deferred", "Step", "attend", "attending", "cached_attention", "probabilities", "visible"]
+__all__ = ["NAME", "Deferred", "Step", "attend", "cached_attention", "probabilities", "visible"]
 
 NAME = "interp_kv_cache"
 """The name of the attention function in transformers' registry."""
@@ -58,6 +55,14 @@ class Deferred:
         vars(self).update(layer=layer, new_keys=keys, new_values=values)
 
     def __getattr__(self, name: str) -> NoReturn:
+        self._refuse()
+
+    @classmethod
+    def __torch_function__(cls, *args: Any, **kwargs: Any) -> NoReturn:
+        cls._refuse()
+
+    @staticmethod
+    def _refuse() -> NoReturn:
         raise UsageError(
             "this cache works only in the model that its plan is in force for: call model(...) or model.generate(...) "
             "within `with plan.applied(model)`, or of what plan.made_permanent(model) gave"
@@ -74,19 +79,7 @@ def cached_attention(
     return found.transpose(1, 2), None
 
 
-AttentionInterface.register(NAME, cached_attention)
-
-
-@contextmanager
-def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
-    """The model's attention layers call the function of that name in transformers' registry within it."""
-    config: Any = model.config.get_text_config()
-    before = config._attn_implementation
-    config._attn_implementation = name
-    try:
-        yield
-    finally:
-        config._attn_implementation = before
+register(NAME, cached_attention)
 
 
 def attend(

@@ -15,6 +15,7 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from interp.efficiency.kv_cache.attention import Deferred, Step
 from interp.efficiency.kv_cache.stores import Store
 from interp.errors import UsageError
+from interp.upstream import scoring
 
 __all__ = ["KVCache", "KVLayer", "Part"]
 
@@ -58,14 +59,12 @@ class KVLayer(CacheLayerMixin):
         options: dict[str, Any],
     ) -> Float[Tensor, "row head new d"]:
         """Attention of the new tokens; afterwards the stores hold what their policies keep."""
-        if options.get("s_aux") is not None or options.get("position_bias") is not None:
-            raise UsageError("attention with learned sinks or a position bias is not supported by plans for the cache")
-        scaling = options.get("scaling")
+        made = scoring(query, options, "a plan for the cache")
         step = Step(
-            scaling=query.shape[-1] ** -0.5 if scaling is None else scaling,
-            softcap=options.get("softcap"),
+            scaling=made.scaling,
+            softcap=made.softcap,
             real=self.state.real,
-            own_window=options.get("sliding_window"),
+            own_window=made.window,
             probing=self.state.probing,
             computed=options.get("computed"),
         )
@@ -152,7 +151,7 @@ class KVLayer(CacheLayerMixin):
 class KVCache(Cache):
     """Keys and values of a prompt and what follows, compressed as a plan says; made by the plan's `new_cache`.
 
-    Pass it from turn to turn as ``past_key_values``, as any cache of transformers.
+    Pass it from turn to turn as any cache of transformers.
 
     Args:
         made_for: What tells plans apart; a model whose plan has another one refuses the cache.

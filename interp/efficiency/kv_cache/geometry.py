@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from interp.efficiency.counting import own_windows
 from interp.efficiency.deployment import deploy, deployment
 from interp.errors import UsageError
+from interp.upstream import takes_function
 
 __all__ = ["Geometry", "deployed", "geometry"]
 
@@ -65,12 +66,7 @@ def geometry(model: PreTrainedModel) -> Geometry:
     """
     config, found = model.config.get_text_config(), deployment(model)
     name = type(model).__name__
-    if not getattr(type(model), "_supports_attention_backend", False):
-        part = next((type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__), "attention")
-        raise UsageError(
-            f"{part} of {name} computes attention by itself and can't be given a function, so plans for the cache "
-            "don't work with it"
-        )
+    takes_function(model, "a plan for the cache")
     kinds = getattr(config, "layer_types", None)
     if unknown := sorted(set(kinds or ()) - {"full_attention", "sliding_attention"}):
         raise UsageError(f"{name} has layers of kind {unknown[0]!r}, which keep something else than keys and values")

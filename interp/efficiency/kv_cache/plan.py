@@ -23,6 +23,7 @@ from interp.efficiency.kv_cache.running import CachedForward, PreparedCache
 from interp.efficiency.ledger import Amount, Ledger
 from interp.efficiency.plan import Plan, Undo
 from interp.errors import UsageError
+from interp.upstream import PREPARE_CACHE
 
 __all__ = ["KVPlan"]
 
@@ -62,16 +63,14 @@ class KVPlan(Plan):
         return None if found is None else self.policies[found]
 
     def new_cache(self, model: PreTrainedModel) -> KVCache:
-        """An empty cache for a model with the plan in force; pass it as ``past_key_values`` over several turns."""
+        """An empty cache for a model with the plan in force; pass it as the cache over several turns."""
         return KVCache(self.identity, [make for make, _ in self._layers(model)], [n for _, n in self._layers(model)])
 
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
         if isinstance(vars(model).get("forward"), CachedForward):
             raise UsageError("a plan for the cache is in force already; a model takes one at a time")
         self._layers(model)
-        undo.set(
-            model, "_prepare_cache_for_generation", PreparedCache(model, self, model._prepare_cache_for_generation)
-        )
+        undo.set(model, PREPARE_CACHE, PreparedCache(model, self, getattr(model, PREPARE_CACHE)))
         undo.set(model, "forward", CachedForward(model, self, model.forward))
 
     def ledger(self, model: PreTrainedModel, length: int, batch: int = 1) -> Ledger:

@@ -12,10 +12,11 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from interp.efficiency.kv_cache.attention import NAME, attending
+from interp.efficiency.kv_cache.attention import NAME
 from interp.efficiency.kv_cache.cache import KVCache
 from interp.efficiency.kv_cache.rope import is_rotary
 from interp.errors import UsageError
+from interp.upstream import arguments, attending, cached, take_cache, tokens_in, wants_cache
 
 if TYPE_CHECKING:
     from interp.efficiency.kv_cache.plan import KVPlan
@@ -42,11 +43,11 @@ class CachedForward:
         self.limit = None if is_rotary(model) else context
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self.__signature__.bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
-        cache, use_cache = given.get("past_key_values"), given.get("use_cache")
-        if cache is None and (self.model.config.use_cache if use_cache is None else use_cache):
-            cache = given["past_key_values"] = self.plan.new_cache(self.model)
+        given = arguments(self, args, kwargs)
+        cache = take_cache(given)
+        if cache is None and wants_cache(self.model, given):
+            cache = self.plan.new_cache(self.model)
+        given = cached(self, cache, **given)
         if not isinstance(cache, KVCache):
             return self.before(**given)
         if cache.made_for != self.plan.identity:
@@ -55,8 +56,8 @@ class CachedForward:
             return self._run(cache, given)
 
     def _run(self, cache: KVCache, given: dict[str, Any]) -> Any:
-        name = "input_ids" if given.get("input_ids") is not None else "inputs_embeds"
-        tokens, labels = given[name], given.pop("labels", None)
+        name, tokens = tokens_in(given)
+        labels = given.pop("labels", None)
         rows, new = tokens.shape[:2]
         if self.limit is not None and cache.seen + new > self.limit:
             raise UsageError(f"{cache.seen + new} tokens are more than the {self.limit} positions that the model has")
@@ -102,11 +103,14 @@ class CachedForward:
         cache.state.real = None
         with cache.probe():
             self.before(
-                input_ids=tokens,
-                past_key_values=cache,
-                position_ids=at[:, None] + torch.arange(tokens.shape[1], device=tokens.device),
-                use_cache=True,
-                logits_to_keep=1,
+                **cached(
+                    self,
+                    cache,
+                    input_ids=tokens,
+                    position_ids=at[:, None] + torch.arange(tokens.shape[1], device=tokens.device),
+                    use_cache=True,
+                    logits_to_keep=1,
+                )
             )
 
 
@@ -127,9 +131,10 @@ class PreparedCache:
         given = self.__signature__.bind(*args, **kwargs).arguments
         config, model_kwargs = given["generation_config"], given["model_kwargs"]
         asked = config.cache_implementation not in (None, self.model.generation_config.cache_implementation)
-        if model_kwargs.get("past_key_values") is None and config.use_cache is not False and not asked:
-            cache = model_kwargs["past_key_values"] = self.plan.new_cache(self.model)
+        if take_cache(dict(model_kwargs)) is None and config.use_cache is not False and not asked:
+            cache = self.plan.new_cache(self.model)
             cache.expect(given["max_cache_length"])
+            model_kwargs.update(cached(self.model, cache))
             return None
         return self.before(*args, **kwargs)
 

@@ -16,6 +16,7 @@ from interp.efficiency.kv_cache.running import with_cache
 from interp.efficiency.kv_cache.stores import Full
 from interp.efficiency.kv_cache.top import View
 from interp.tasks.corpora import corpus
+from interp.upstream import cached
 
 __all__ = ["attention_spread", "shared_out"]
 
@@ -58,7 +59,7 @@ def attention_spread(
     parts = [_one(store, len(groups)) for store, groups in zip(stores, shape.groups, strict=True)]
     cache = KVCache("spread", [partial(list, [part]) for part in parts], [len(g) for g in shape.groups])
     with with_cache(model, cache, tokens.shape[0], tokens.shape[1]):
-        model(input_ids=tokens, past_key_values=cache, use_cache=True)
+        model(**cached(model, cache, input_ids=tokens, use_cache=True))
     return {layer: store.found for layer, store in zip(shape.layers, stores, strict=True)}
 
 

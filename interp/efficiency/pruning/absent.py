@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from interp.efficiency.kv_cache.attention import Deferred
+from interp.upstream import take_cache
 
 __all__ = ["NoAttention", "NoMLP"]
 
@@ -44,7 +45,7 @@ class NoAttention(NoMLP):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         """Zeros of the input's shape, plus the bias, and no pattern."""
-        cache = kwargs.get("past_key_values", kwargs.get("layer_past"))
+        cache = take_cache(kwargs)
         if cache is not None:
             rows, new = hidden_states.shape[:2]
             one = hidden_states.new_zeros(rows, 1, new, 1)

@@ -13,6 +13,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from interp.upstream import take_cache
+
 __all__ = ["Kept"]
 
 
@@ -67,7 +69,7 @@ def _places(
     given = options.get("position_ids")
     if isinstance(given, Tensor):
         return given.expand(rows, count), None
-    cache = options.get("past_key_values")
+    cache = take_cache(dict(options))
     before = 0 if cache is None else int(cache.get_seq_length())
     return (before + torch.arange(count, device=device)).expand(rows, count), None
 

@@ -17,6 +17,7 @@ from interp.efficiency.plan import Plan, Undo
 from interp.efficiency.sparse_attention.patterns import DENSE, pattern
 from interp.efficiency.sparse_attention.running import SparseForward, in_one_go
 from interp.errors import UsageError
+from interp.upstream import takes_function
 
 __all__ = ["BACKENDS", "PrefillPlan", "supported"]
 
@@ -119,10 +120,5 @@ def supported(model: PreTrainedModel) -> Geometry:
     Raises:
         UsageError: An architecture whose attention can't be given a function; the message names the part.
     """
-    if not getattr(type(model), "_supports_attention_backend", False):
-        part = next((type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__), "attention")
-        raise UsageError(
-            f"{part} of {type(model).__name__} computes attention by itself and can't be given a function, so plans "
-            "for sparse prefill don't work with it"
-        )
+    takes_function(model, "sparse prefill")
     return geometry(model)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedModel
-from transformers.modeling_utils import AttentionInterface
 
 from interp.efficiency.deployment import deployment
-from interp.efficiency.kv_cache.attention import Deferred, attending, cached_attention
+from interp.efficiency.kv_cache.attention import Deferred, cached_attention
 from interp.efficiency.kv_cache.cache import KVCache
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.running import CachedForward
@@ -21,6 +20,7 @@ from interp.efficiency.sparse_attention.flexible import flexible
 from interp.efficiency.sparse_attention.gathered import dense, gathered, windowed
 from interp.efficiency.sparse_attention.patterns import DENSE, View, pattern
 from interp.errors import UsageError
+from interp.upstream import Scoring, arguments, attending, cached, register, scoring, take_cache, tokens_in
 
 if TYPE_CHECKING:
     from interp.efficiency.sparse_attention.plan import PrefillPlan
@@ -51,12 +51,11 @@ class SparseForward:
         self.__signature__ = inspect.signature(before)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        given = self.__signature__.bind_partial(*args, **kwargs).arguments
-        given = {**given.pop("kwargs", {}), **given}
-        tokens = given.get("input_ids") if given.get("input_ids") is not None else given.get("inputs_embeds")
-        cache, mask = given.get("past_key_values"), given.get("attention_mask")
+        given = arguments(self, args, kwargs)
+        cache, mask = take_cache(given), given.get("attention_mask")
         past = 0 if cache is None else int(cache.get_seq_length())
-        new = 0 if tokens is None else tokens.shape[1]
+        new = tokens_in(given)[1].shape[1]
+        given = cached(self, cache, **given)
         if isinstance(cache, KVCache):
             in_one_go(self.model)
         if not self._acts(new, past, cache):
@@ -127,30 +126,26 @@ class _Running:
         options: dict[str, Any],
     ) -> Float[Tensor, "row head new d_value"]:
         """Attention of one layer, row by row; rows without their padding, so that they are as they would be alone."""
-        if options.get("s_aux") is not None or options.get("position_bias") is not None:
-            raise UsageError(
-                "attention with learned sinks or a position bias is not supported by plans for sparse prefill"
-            )
+        made = scoring(query, options, "sparse prefill")
         keys, values = keys[:, :, : self.total], values[:, :, : self.total]  # a static cache has room behind
         found = query.new_zeros(*query.shape[:3], values.shape[3])
         for row in range(len(query)):
             if self.real is None:
-                found[row] = self._row(place, query[row], keys[row], values[row], options)
+                found[row] = self._row(place, query[row], keys[row], values[row], made)
                 continue
             old = self.real[row, -keys.shape[2] :].nonzero()[:, 0].to(query.device)
             new = self.real[row, -self.new :].nonzero()[:, 0].to(query.device)
             if len(new):
                 part = query[row].index_select(1, new), keys[row].index_select(1, old), values[row].index_select(1, old)
-                found[row].index_copy_(1, new, self._row(place, *part, options))
+                found[row].index_copy_(1, new, self._row(place, *part, made))
         return found
 
-    def _row(self, place: int, query: Tensor, keys: Tensor, values: Tensor, options: dict[str, Any]) -> Tensor:
-        scaling, softcap = options.get("scaling"), options.get("softcap")
-        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    def _row(self, place: int, query: Tensor, keys: Tensor, values: Tensor, made: Scoring) -> Tensor:
+        scaling, softcap = made.scaling, made.softcap
         layer, numbers, block = self.layers[place], self.heads[place], self.plan.block
         kv = tuple(n // self.per for n in range(len(numbers)))
-        if window := options.get("sliding_window"):
-            return windowed(query, keys, values, kv, block, scaling, window, softcap)
+        if made.window:
+            return windowed(query, keys, values, kv, block, scaling, made.window, softcap)
         if self.see is not None:
             self.see(View(query, keys, kv, block, scaling, softcap, layer, tuple(numbers)), values)
             return dense(query, keys, values, kv, block, scaling, softcap)
@@ -188,4 +183,4 @@ def sparse_attention(
     return found.transpose(1, 2).contiguous(), None
 
 
-AttentionInterface.register(NAME, sparse_attention)
+register(NAME, sparse_attention)

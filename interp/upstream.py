@@ -1,0 +1,210 @@
+"""What is spelt by hand of the calls of transformers and TransformerLens: read this beside the notes of a new release.
+
+Whatever stands in or around a call of theirs (a plan's `forward`, a hook, an attention function, what stands where a
+block was removed) gets its names from here, and reads the signature that it meets where a name has changed.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, eager_mask, sdpa_mask
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.modeling_utils import AttentionInterface
+
+from interp.errors import UsageError
+
+__all__ = [
+    "PREPARE_CACHE",
+    "WRAPPER",
+    "Scoring",
+    "arguments",
+    "attend_with",
+    "attending",
+    "cache_of",
+    "cached",
+    "implementation",
+    "own_attention",
+    "prefer_fused",
+    "register",
+    "scoring",
+    "take_cache",
+    "takes_function",
+    "tokens_in",
+    "wants_cache",
+]
+
+# Arguments of a call
+
+CACHE = ("cache", "past_key_values", "layer_past", "cache_params")
+"""What the cache is called: from 5.24, before, in the attention of GPT-NeoX and GPTBigCode, in state-space models."""
+TOKENS = ("input_ids", "inputs_embeds")
+
+_DEFAULT = next(name for name in CACHE if name in {field.name for field in fields(CausalLMOutputWithPast)})
+
+
+def arguments(callee: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a call by name, those of ``**kwargs`` among them."""
+    signature = inspect.signature(callee)
+    given = dict(signature.bind_partial(*args, **kwargs).arguments)
+    for parameter in signature.parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            given.update(given.pop(parameter.name, {}))
+    return given
+
+
+def take_cache(given: dict[str, Any]) -> Any:
+    """Takes the cache out of a call's arguments, under whichever name it was given; none where there is none.
+
+    Raises:
+        UsageError: Two of them.
+    """
+    found = {name: given.pop(name) for name in CACHE if name in given}
+    caches = {name: cache for name, cache in found.items() if cache is not None}
+    if len(caches) > 1:
+        raise UsageError(f"a call takes one cache, got {' and '.join(caches)}")
+    return next(iter(caches.values()), None)
+
+
+def cached(callee: Callable[..., Any], cache: Any, /, **given: Any) -> dict[str, Any]:
+    """Arguments with a cache among them, under the name that the callee, or a model's `forward`, has for it."""
+    if cache is None:
+        return given
+    names = inspect.signature(callee.forward if isinstance(callee, nn.Module) else callee).parameters
+    return {**given, next((name for name in CACHE if name in names), _DEFAULT): cache}
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in what a model returned; none where there is none."""
+    return next((getattr(output, name) for name in CACHE if hasattr(output, name)), None)
+
+
+def tokens_in(given: Mapping[str, Any]) -> tuple[str, Tensor]:
+    """The tokens of a call's arguments, or their embeddings: under which name, and "row pos" or "row pos d_model".
+
+    Raises:
+        UsageError: Neither was given.
+    """
+    for name in TOKENS:
+        if given.get(name) is not None:
+            return name, given[name]
+    raise UsageError(f"there are no tokens to run; give {' or '.join(TOKENS)}")
+
+
+def wants_cache(model: PreTrainedModel, given: Mapping[str, Any]) -> bool:
+    """Whether a model that is called like this makes a cache where none is given."""
+    asked = given.get("use_cache")
+    return bool(model.config.use_cache if asked is None else asked)
+
+
+PREPARE_CACHE = "_prepare_cache_for_generation"
+"""The method that `generate` calls to make its cache: it puts one into its argument ``model_kwargs``."""
+
+# Names of weights
+
+WRAPPER = "_original_component."
+"""What TransformerLens's bridge puts into the names of the weights of a model that it wraps."""
+
+# Attention
+
+_REFUSED = ("s_aux", "sinks", "position_bias", "indices", "block_indices")
+_BASES: dict[str, tuple[Any, Any]] = {"sdpa": (sdpa_attention_forward, sdpa_mask), "eager": (None, eager_mask)}
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How a layer makes its scores.
+
+    Args:
+        scaling: What they are multiplied by before the softmax.
+        softcap: Where they are bent to by tanh, as Gemma 2 does; none otherwise.
+        window: How many keys back a query of this layer sees by the model's own design; none for all.
+    """
+
+    scaling: float
+    softcap: float | None
+    window: int | None
+
+
+def scoring(query: Tensor, options: Mapping[str, Any], what: str) -> Scoring:
+    """How scores are made, from the options that an attention function gets.
+
+    Args:
+        query: "row head new d".
+        options: The keywords of the attention function.
+        what: What asks, for the message.
+
+    Raises:
+        UsageError: Scores that are more than scaled products of queries and keys.
+    """
+    if found := [name for name in _REFUSED if options.get(name) is not None]:
+        raise UsageError(
+            f"attention with learned sinks, a position bias or an index of its own is not supported by {what}; this "
+            f"model's has {found[0]}"
+        )
+    scaling = options.get("scaling")
+    return Scoring(
+        query.shape[-1] ** -0.5 if scaling is None else scaling, options.get("softcap"), options.get("sliding_window")
+    )
+
+
+def takes_function(model: PreTrainedModel, what: str) -> None:
+    """Refuses a model whose attention can't be given a registered function.
+
+    Raises:
+        UsageError: It computes attention by itself; the message names the part, and what doesn't work.
+    """
+    if not getattr(type(model), "_supports_attention_backend", False):
+        part = next((type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__), "attention")
+        raise UsageError(
+            f"{part} of {type(model).__name__} computes attention by itself and can't be given a function, so {what} "
+            "does not work with it"
+        )
+
+
+def register(name: str, function: Callable[..., Any], like: str | None = None) -> None:
+    """Makes an attention function known by a name; `like` tells whose masks it gets, by default none."""
+    AttentionInterface.register(name, function)
+    if like is not None:
+        AttentionMaskInterface.register(name, _BASES[like][1])
+
+
+def own_attention(module: nn.Module, base: str) -> Callable[..., Any]:
+    """The function that transformers has for the attention of a module under ``sdpa`` or ``eager``."""
+    return _BASES[base][0] or vars(sys.modules[type(module).__module__])["eager_attention_forward"]
+
+
+def prefer_fused(config: Any, kind: type[PreTrainedModel]) -> None:
+    """A model of that class made from the configuration computes attention by torch's fused function where it can."""
+    config._attn_implementation = "sdpa" if getattr(kind, "_supports_sdpa", False) else "eager"
+
+
+def attend_with(model: PreTrainedModel, name: str) -> str:
+    """From now on, the model's attention layers call the registered function of that name; returns the name before."""
+    config: Any = model.config.get_text_config()
+    before = implementation(model)
+    config._attn_implementation = name
+    return before
+
+
+def implementation(model: PreTrainedModel) -> str:
+    """The name of the attention function that a model's layers call."""
+    return str(model.config.get_text_config()._attn_implementation)
+
+
+@contextmanager
+def attending(model: PreTrainedModel, name: str) -> Iterator[None]:
+    """The model's attention layers call the registered function of that name within it."""
+    before = attend_with(model, name)
+    try:
+        yield
+    finally:
+        attend_with(model, before)
