@@ -13,6 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -34,6 +37,7 @@ __all__ = [
     "implementation",
     "own_attention",
     "prefer_fused",
+    "real_tokens",
     "register",
     "scoring",
     "take_cache",
@@ -97,6 +101,36 @@ def tokens_in(given: Mapping[str, Any]) -> tuple[str, Tensor]:
         if given.get(name) is not None:
             return name, given[name]
     raise UsageError(f"there are no tokens to run; give {' or '.join(TOKENS)}")
+
+
+def real_tokens(mask: Any, past: int, new: int) -> Bool[Tensor, "row pos"] | None:
+    """Which of all tokens so far are none of padding; none where all are.
+
+    Args:
+        mask: Of all tokens "row pos", or what `generate` makes of it for a static cache: "row 1 new key", of booleans
+            or of what is added to scores, with room behind; in a table by kinds of layers if there are several.
+        past: Tokens before.
+        new: Tokens that are new.
+
+    Raises:
+        UsageError: A mask of another shape, or one that hides more than padding and what comes later.
+    """
+    if isinstance(mask, Mapping):
+        mask = mask.get("full_attention")
+    if mask is None:
+        return None
+    total, real = past + new, mask.bool()
+    if mask.ndim == 4 and mask.shape[2] == new and mask.shape[3] >= total:
+        seen = (real if mask.dtype == torch.bool else mask == 0)[:, 0]
+        real = seen[:, -1, :total]
+        at = torch.arange(seen.shape[2], device=seen.device)
+        causal = F.pad(real, (0, len(at) - total))[:, None] & (at <= at[past:total, None])
+        real = real if torch.equal(seen, causal) and bool(real.any(1).all()) else mask
+    if real.ndim != 2 or real.shape[1] != total:
+        raise UsageError(
+            f"an attention mask 'row pos' of all {total} tokens so far is needed, got one of shape {tuple(mask.shape)}"
+        )
+    return None if bool(real.all()) else real
 
 
 def wants_cache(model: PreTrainedModel, given: Mapping[str, Any]) -> bool:

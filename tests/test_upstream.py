@@ -17,7 +17,7 @@ from interp.efficiency import deploy
 from interp.efficiency.kv_cache import FullCache, StreamingCache
 from interp.efficiency.sparse_attention import AShape
 from interp.errors import UsageError
-from interp.upstream import arguments, cached, scoring, take_cache, tokens_in
+from interp.upstream import arguments, cached, real_tokens, scoring, take_cache, tokens_in
 from interp.upstream import cache_of as read_cache
 
 TOKENS = torch.randint(4, 50, (1, 48), generator=torch.Generator().manual_seed(0))
@@ -107,3 +107,32 @@ def test_names_that_change_between_releases_are_spelt_in_one_module():
     root = Path(interp.__file__).parent
     found = [p.relative_to(root).as_posix() for p in root.rglob("*.py") if spelt.search(p.read_text())]
     assert found == ["upstream.py"]
+
+
+class TestRealTokens:
+    MASK = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    REAL = MASK.bool()
+
+    def seen(self, past=0, room=2):
+        at = torch.arange(6 + room)
+        wide = torch.nn.functional.pad(self.REAL, (0, room))
+        return (wide[:, None] & (at <= at[past:6, None]))[:, None]
+
+    @pytest.mark.parametrize("past", [0, 3])
+    def test_a_mask_made_for_a_static_cache_says_the_same_as_that_of_the_tokens(self, past):
+        seen = self.seen(past)
+        added = torch.zeros(seen.shape).masked_fill(~seen, torch.finfo(torch.float32).min)
+        for mask in (self.MASK, seen, added, {"full_attention": seen, "sliding_attention": None}):
+            assert torch.equal(real_tokens(mask, past, 6 - past), self.REAL)
+
+    def test_where_nothing_is_padding_there_is_no_mask(self):
+        assert real_tokens(None, 0, 6) is None
+        assert real_tokens(self.MASK[1:], 0, 6) is None
+        assert real_tokens(self.seen()[1:], 0, 6) is None
+
+    def test_a_mask_that_hides_more_than_padding_is_refused(self):
+        other = self.seen()
+        other[0, 0, 5, 3] = False
+        for mask in (other, self.MASK[:, :5], torch.ones(2, 1, 6, 6), self.seen()[:, :, :3]):
+            with pytest.raises(UsageError, match="'row pos' of all 6 tokens"):
+                real_tokens(mask, 0, 6)

@@ -20,7 +20,7 @@ from interp.efficiency.sparse_attention.flexible import flexible
 from interp.efficiency.sparse_attention.gathered import dense, gathered, windowed
 from interp.efficiency.sparse_attention.patterns import DENSE, View, pattern
 from interp.errors import UsageError
-from interp.upstream import Scoring, arguments, attending, cached, register, scoring, take_cache, tokens_in
+from interp.upstream import Scoring, arguments, attending, cached, real_tokens, register, scoring, take_cache, tokens_in
 
 if TYPE_CHECKING:
     from interp.efficiency.sparse_attention.plan import PrefillPlan
@@ -60,13 +60,7 @@ class SparseForward:
             in_one_go(self.model)
         if not self._acts(new, past, cache):
             return self.before(**given)
-        if mask is not None and (mask.ndim != 2 or mask.shape[1] != past + new):
-            raise UsageError(
-                f"a plan for sparse prefill needs an attention mask 'row pos' of all {past + new} tokens so far, got "
-                f"one of shape {tuple(mask.shape)}"
-            )
-        real = None if mask is None or bool(mask.all()) else mask.bool()
-        token = _RUNNING.set(_Running(self, real, past + new, new))
+        token = _RUNNING.set(_Running(self, real_tokens(mask, past, new), past + new, new))
         try:
             with attending(self.model, NAME):
                 return self.before(**given)
