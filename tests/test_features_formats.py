@@ -14,10 +14,15 @@ from interp.features import (
     Place,
     Standard,
     TopK,
+    ablate,
     load_circuit_tracer,
     save_circuit_tracer,
+    steer,
+    train,
     transcoder,
 )
+from interp.features.judging.splice import rebuilt, scale_out
+from interp.tracing import Transcoders
 
 D_IN, D_SAE, K = 12, 40, 4
 PLACE = Place("resid_post", 3)
@@ -146,14 +151,105 @@ def test_topk_that_counts_decoder_norms_is_read(tmp_path):
     torch.testing.assert_close(Dictionary.load(tmp_path)(activations()), expected, rtol=1e-4, atol=1e-4)
 
 
+def normalised_by_hand(x, how):
+    """What is encoded, and what a reconstruction of it is multiplied by and shifted by (SAELens 6.54, saes/sae.py)."""
+    if how == "layer_norm":
+        centred = x - x.mean(-1, keepdim=True)
+        deviation = (centred.square().sum(-1, keepdim=True) / (x.shape[-1] - 1)).sqrt()
+        return centred / (deviation + 1e-5), deviation, x.mean(-1, keepdim=True)
+    size = x.square().sum(-1, keepdim=True).sqrt() / x.shape[-1] ** 0.5
+    return x / size, size, 0.0
+
+
+@pytest.mark.parametrize("subtracts", [True, False])
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+def test_normalised_activations_are_encoded_and_get_their_size_back(how, subtracts, tmp_path):
+    w, x = weights(), 3 * activations() + 0.7
+    written_by_hand(tmp_path, "standard", w, normalize_activations=how, apply_b_dec_to_input=subtracts)
+    z, size, centre = normalised_by_hand(x, how)
+    codes = torch.relu((z - w["b_dec"] * subtracts) @ w["W_enc"] + w["b_enc"])
+    expected = (codes @ w["W_dec"] + w["b_dec"]) * size + centre
+    loaded = Dictionary.load(tmp_path)
+    torch.testing.assert_close(loaded.encode(x), codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(rebuilt(loaded, x[None])[0], loaded(x))
+    with pytest.raises(UsageError, match=rf"normalises each activation \({how}\).* decode\(codes, x\)"):
+        loaded.decode(codes)
+    loaded.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "cfg.json").read_text())["normalize_activations"] == how
+    again = Dictionary.load(tmp_path / "again")
+    assert torch.equal(again(x), loaded(x))
+
+
+@pytest.mark.parametrize("how", ["layer_norm", "constant_norm_rescale"])
+def test_a_transcoder_normalises_what_it_reads_and_not_what_it_writes(how, tmp_path):
+    w, x = weights(), 3 * activations() + 0.7
+    written_by_hand(tmp_path, "transcoder", w, normalize_activations=how, d_out=D_IN)
+    codes = torch.relu(normalised_by_hand(x, how)[0] @ w["W_enc"] + w["b_enc"])
+    expected = codes @ w["W_dec"] + w["b_dec"]
+    loaded = Dictionary.load(tmp_path)
+    torch.testing.assert_close(loaded(x), expected, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(loaded.decode(codes), expected, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("said_by", ["cfg", "scaler", "argument"])
+def test_a_factor_of_all_activations_is_folded(said_by, tmp_path):
+    w, x, factor = weights(), activations(), 0.37
+    fields = {"norm_scaling_factor": factor} if said_by == "cfg" else {}
+    written_by_hand(tmp_path, "standard", w, normalize_activations="expected_average_only_in", **fields)
+    if said_by == "scaler":
+        (tmp_path / "activation_scaler.json").write_text(json.dumps({"scaling_factor": factor}))
+    codes = torch.relu((factor * x - w["b_dec"]) @ w["W_enc"] + w["b_enc"])
+    loaded = Dictionary.load(tmp_path, factor if said_by == "argument" else None)
+    torch.testing.assert_close(loaded.encode(x), codes, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(loaded(x), (codes @ w["W_dec"] + w["b_dec"]) / factor, rtol=1e-4, atol=1e-3)
+    loaded.save(tmp_path / "again")
+    assert json.loads((tmp_path / "again" / "cfg.json").read_text())["normalize_activations"] == "none"
+
+
+@pytest.mark.parametrize("factor", [None, "1", 0, -1.0, float("nan"), True])
+def test_a_factor_that_is_not_known_is_asked_for(factor, tmp_path):
+    fields = {} if factor is None else {"norm_scaling_factor": factor}
+    written_by_hand(tmp_path, "standard", weights(), normalize_activations="expected_average_only_in", **fields)
+    with pytest.raises(UsageError, match=r"load\(..., norm_scaling_factor=...\)"):
+        Dictionary.load(tmp_path)
+
+
+def test_an_edit_of_a_feature_has_the_size_of_the_activation(tmp_path):
+    w, x = weights(), 3 * activations() + 0.7
+    written_by_hand(tmp_path, "standard", w, normalize_activations="layer_norm")
+    loaded = Dictionary.load(tmp_path)
+    codes, (_, size, _) = loaded.encode(x), normalised_by_hand(x, "layer_norm")
+    for edit, change in ((ablate(loaded, 3), -codes[:, [3]]), (steer(loaded, 3, 2.0), 2.0)):
+        assert edit.needs_reading
+        expected = x + change * w["W_dec"][3] * size
+        torch.testing.assert_close(edit(x[None], x[None])[0], expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_takes_a_feature_for_one_row_refuses_a_dictionary_that_normalises(tmp_path):
+    written_by_hand(tmp_path, "standard", weights(), normalize_activations="layer_norm")
+    loaded = Dictionary.load(tmp_path)
+    with pytest.raises(UsageError, match=r"normalises each activation \(layer_norm\), so that what a feature writes"):
+        scale_out(loaded)
+    with pytest.raises(UsageError, match="is read, not trained"):
+        train(loaded, [activations()], 1)
+    written_by_hand(tmp_path, "transcoder", weights(), normalize_activations="layer_norm", d_out=D_IN)
+    loaded = Dictionary.load(tmp_path)
+    with pytest.raises(UsageError, match="no place for a normalisation"):
+        save_circuit_tracer(loaded, tmp_path / "layer_0.safetensors")
+    loaded.reads, loaded.writes = Place("mlp_in", 1), Place("mlp_out", 1)
+    with pytest.raises(UsageError, match=r"layer 1 normalises what it reads \(layer_norm\)"):
+        Transcoders({1: loaded}, others="neurons")
+
+
 def test_what_can_not_be_read_is_named(tmp_path):
     with pytest.raises(InterpError, match=r"cfg\.json is missing"):
         Dictionary.load(tmp_path)
     written_by_hand(tmp_path, "temporal", weights())
     with pytest.raises(UsageError, match="unknown architecture of a saved dictionary 'temporal'"):
         Dictionary.load(tmp_path)
-    written_by_hand(tmp_path, "standard", weights(), normalize_activations="layer_norm")
-    with pytest.raises(UsageError, match="layer_norm"):
+    written_by_hand(tmp_path, "standard", weights(), normalize_activations="covariance_whitening")
+    with pytest.raises(UsageError, match="unknown normalize_activations 'covariance_whitening'"):
         Dictionary.load(tmp_path)
     written_by_hand(tmp_path, "jumprelu", weights())
     with pytest.raises(InterpError, match="lacks the tensor threshold"):

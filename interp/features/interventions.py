@@ -20,7 +20,7 @@ from interp.engine.forward import Visitor, Walk
 from interp.engine.parts import Parts
 from interp.engine.verify import verified
 from interp.errors import UsageError
-from interp.features.judging.splice import decode, encode, places, scale_out
+from interp.features.judging.splice import decode, encode, places, sized
 from interp.features.place import MLP_IN
 from interp.graph import SITES
 from interp.tasks.tokens import Encoder
@@ -59,7 +59,7 @@ class Edit:
     @property
     def needs_reading(self) -> bool:
         """Whether the new activation depends on what the dictionary reads."""
-        return self.reads or not self.error
+        return self.reads or not self.error or getattr(self.dictionary, "resizes", False)
 
     def __call__(
         self, read: Float[Tensor, "batch pos d_in"] | None, written: Float[Tensor, "batch pos d_out"]
@@ -90,7 +90,7 @@ class Edit:
             features = features.clone()
             features[..., columns] = after
             return decode(self.dictionary, features, read)
-        step = (after - before) @ weight[columns] / scale_out(self.dictionary)
+        step = sized(self.dictionary, (after - before) @ weight[columns], read)
         return written + step.to(written.device, written.dtype)
 
 

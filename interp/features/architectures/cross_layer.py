@@ -165,7 +165,7 @@ class CrossLayerTranscoder(Dictionary):
         pieces = (self._known_width(x) * self.units(x)).split(self.widths_in, -1)
         return torch.cat([self.of(at).encode(piece) for at, piece in enumerate(pieces)], -1)
 
-    def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
+    def decode(self, codes: Float[Tensor, "*batch d_sae"], x: Tensor | None = None) -> Float[Tensor, "*batch d_out"]:
         out = self.b_dec.expand(*codes.shape[:-1], self.d_out)
         for at, piece in enumerate(codes.split(self.per_layer, -1)):
             out = out + F.pad(piece @ self.of(at).W_dec, (self.begins[at], 0))

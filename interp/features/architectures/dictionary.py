@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from interp.errors import UsageError
+from interp.features.architectures.normalisation import NORMALISATIONS, Normalised
 from interp.features.architectures.sparse import Codes, affine
 from interp.features.overlap import TextSketch
 from interp.features.place import Places, listed, spelled
@@ -87,6 +88,8 @@ class Dictionary(nn.Module, ABC):
     """Name and fingerprint of the model that it was trained on, where that is known; saved with it."""
     text: TextSketch | None = None
     """The text that it was trained on, where that is known; saved with it."""
+    normalisation: str | None = None
+    """One of `NORMALISATIONS`, which each activation goes through before it is encoded; saved with it."""
     options: ClassVar[tuple[str, ...]] = ()
     """Arguments of the subclass's own, which a checkpoint records."""
 
@@ -154,19 +157,49 @@ class Dictionary(nn.Module, ABC):
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """The codes of activations."""
-        x = self._known_width(x) * self.units(x)
+        x = self._known_width(x)
+        x = (x if self.normalisation is None else self.normalised(x).x) * self.units(x)
         x = x if self.centre is None else x - self.centre
         flat = x.reshape(-1, self.d_in) @ self.W_enc
         flat = flat if self.bias is None else flat + self.bias
         return self.activation(Codes(flat)).values.reshape(*x.shape[:-1], self.d_sae)
 
-    def decode(self, codes: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_out"]:
-        """What codes write; without the skip of a skip transcoder, which needs the input (`forward` has it)."""
-        return (codes @ self.W_dec + self.b_dec) / self.units(codes, out=True)
+    def decode(
+        self, codes: Float[Tensor, "*batch d_sae"], x: Float[Tensor, "*batch d_in"] | None = None
+    ) -> Float[Tensor, "*batch d_out"]:
+        """What codes write; without the skip of a skip transcoder, which needs the input (`forward` has it).
+
+        Args:
+            codes: The codes.
+            x: What they are codes of. Needed where the reconstruction gets an activation's own size back.
+
+        Raises:
+            UsageError: It is needed and was not given.
+        """
+        out = (codes @ self.W_dec + self.b_dec) / self.units(codes, out=True)
+        if not self.resizes:
+            return out
+        if x is None:
+            raise UsageError(
+                f"this dictionary normalises each activation ({self.normalisation}), so that a reconstruction needs "
+                f"it, too: decode(codes, x)"
+            )
+        whole = self.normalised(x)
+        return out * whole.size + whole.centre
+
+    def normalised(self, x: Float[Tensor, "*batch d_in"]) -> Normalised:
+        """Activations as they are encoded, with what undoes it; only where there is a `normalisation`."""
+        assert self.normalisation is not None
+        return NORMALISATIONS[self.normalisation](x)
+
+    @property
+    def resizes(self) -> bool:
+        """Whether what a feature writes depends on the activation; a transcoder normalises its input alone."""
+        return self.normalisation is not None and not self.is_transcoder
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_out"]:
         """The reconstruction of activations, or of what is to be written."""
-        out = self.decode(self.encode(x))
+        out = self.decode(self.encode(x), x)
         if self.W_skip is None:
             return out
         return out + (x * self.units(x)) @ self.W_skip.t() / self.units(x, out=True)
@@ -281,8 +314,13 @@ class Dictionary(nn.Module, ABC):
         save(self, directory, **{**known, **metadata})
 
     @classmethod
-    def load(cls, directory: str | os.PathLike[str]) -> Dictionary:
+    def load(cls, directory: str | os.PathLike[str], norm_scaling_factor: float | None = None) -> Dictionary:
         """Reads a directory in SAELens's layout.
+
+        Args:
+            directory: Where.
+            norm_scaling_factor: What SAELens's ``expected_average_only_in`` multiplies activations by, if the files
+                don't say; see `formats.saelens.load`.
 
         Raises:
             UsageError: The directory holds a dictionary of another architecture than this class.
@@ -290,7 +328,7 @@ class Dictionary(nn.Module, ABC):
         """
         from interp.features.formats.saelens import load
 
-        dictionary = load(directory)
+        dictionary = load(directory, norm_scaling_factor)
         if not isinstance(dictionary, cls):
             raise UsageError(
                 f"{os.fspath(directory)} holds a {dictionary.architecture} dictionary, "

@@ -46,6 +46,8 @@ def save_circuit_tracer(dictionary: Dictionary, path: str | os.PathLike[str]) ->
     if not dictionary.is_transcoder or dictionary.b_enc is None:
         kind = "gated dictionary" if dictionary.is_transcoder else "sparse autoencoder"
         raise UsageError(f"circuit-tracer's files hold transcoders with ReLU, TopK or JumpReLU, not a {kind}")
+    if dictionary.normalisation is not None:
+        raise UsageError(f"circuit-tracer's files have no place for a normalisation ({dictionary.normalisation})")
     tensors = folded(dictionary)
     tensors["W_enc"] = tensors["W_enc"].t().contiguous()
     if "threshold" in tensors:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.features.architectures.dictionary import Dictionary
+from interp.features.architectures.normalisation import NORMALISATIONS
 from interp.features.architectures.registry import ARCHITECTURES, OF_SEVERAL_PLACES
 from interp.features.formats.several import TEXT, about_text, made, save_several
 from interp.features.overlap import TextSketch
@@ -22,7 +23,9 @@ from interp.results.files import replacing, write_text
 
 __all__ = ["folded", "load", "save"]
 
-CFG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
+CFG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+
+_BY_FACTOR = "expected_average_only_in"
 
 _LAYOUT = "6.54.12"
 """The version of SAELens whose layout this is."""
@@ -82,7 +85,7 @@ def save(dictionary: Dictionary, directory: str | os.PathLike[str], **metadata: 
         "dtype": "float32",
         "device": "cpu",
         "apply_b_dec_to_input": not dictionary.is_transcoder,
-        "normalize_activations": "none",
+        "normalize_activations": dictionary.normalisation or "none",
         "reshape_activations": "hook_z" if isinstance(reads, Place) and reads.site == "z" else "none",
         "architecture": _name(base, dictionary),
     }
@@ -114,14 +117,20 @@ def _name(base: str, dictionary: Dictionary) -> str:
     return kind if base == "standard" else f"{base}_{kind}"
 
 
-def load(directory: str | os.PathLike[str]) -> Dictionary:
+def load(directory: str | os.PathLike[str], norm_scaling_factor: float | None = None) -> Dictionary:
     """Reads a dictionary that `save` or SAELens (6 and later) wrote, in float32 and in evaluation mode.
 
-    Two settings of SAELens's are folded into the weights: ``rescale_acts_by_decoder_norm`` and an autoencoder without
-    ``apply_b_dec_to_input``.
+    Three settings of SAELens's are folded into the weights: ``rescale_acts_by_decoder_norm``, an autoencoder without
+    ``apply_b_dec_to_input``, and ``normalize_activations`` = ``expected_average_only_in``. The other normalisations
+    (see `NORMALISATIONS`) stay a part of encoding and decoding, and are saved as they were.
+
+    Args:
+        directory: Where.
+        norm_scaling_factor: The factor of ``expected_average_only_in``, sqrt(d_in) / E[norm of an activation]. By
+            default the one in ``cfg.json`` or ``activation_scaler.json``.
 
     Raises:
-        UsageError: An architecture or a normalisation that this program does not have.
+        UsageError: An architecture or a normalisation that this program does not have, or a factor that is not known.
         InterpError: A file is missing or damaged, or a tensor is missing or of another shape than the configuration
             says; the message names it.
     """
@@ -133,11 +142,7 @@ def load(directory: str | os.PathLike[str]) -> Dictionary:
         several.model, several.text = trained_on(cfg), text_of(where / WEIGHTS)
         return several
     base, is_transcoder, skip = _parsed(name)
-    if cfg.get("normalize_activations", "none") not in ("none", None):
-        raise UsageError(
-            f"{where} normalises activations by {cfg['normalize_activations']!r} while running, which is not "
-            f"supported; fold it into the weights with SAELens first"
-        )
+    normalisation, factor = _normalisation(cfg, where, norm_scaling_factor)
     about = cfg.get("metadata") or {}
     reads, writes = (_place(about.get(key)) for key in ("hook_name", "hook_name_out"))
     options: dict[str, Any] = {"k": int(cfg["k"])} if base == "topk" and "k" in cfg else {}
@@ -155,10 +160,12 @@ def load(directory: str | os.PathLike[str]) -> Dictionary:
         tensors["threshold"] = tensors.pop("log_threshold").float().exp()
     _fill(dictionary, tensors, (*_TENSORS[base], *(["W_skip"] if skip else [])), where)
     with torch.no_grad():
+        _fold_factor(dictionary, factor)
         if cfg.get("rescale_acts_by_decoder_norm"):
             _fold_norms(dictionary)
         if not is_transcoder and cfg.get("apply_b_dec_to_input") is False:
             _centre(dictionary)
+    dictionary.normalisation = normalisation
     dictionary.model, dictionary.text = trained_on(cfg), text_of(where / WEIGHTS)
     return dictionary.eval()
 
@@ -205,6 +212,41 @@ def _parsed(name: str) -> tuple[str, bool, bool]:
     if base not in _TENSORS:
         raise unknown_name("architecture of a saved dictionary", name, [*_TENSORS, "transcoder", "skip_transcoder"])
     return base, is_transcoder, skip
+
+
+def _normalisation(cfg: dict[str, Any], where: Path, given: float | None) -> tuple[str | None, float]:
+    """What is done to each activation, and what all are multiplied by."""
+    name = cfg.get("normalize_activations") or "none"
+    name = _BY_FACTOR if name is True else name  # SAELens's older spelling
+    if name == "none":
+        return None, 1.0
+    if name in NORMALISATIONS:
+        return name, 1.0
+    if name != _BY_FACTOR:
+        raise unknown_name("normalize_activations", str(name), ["none", _BY_FACTOR, *NORMALISATIONS])
+    factor = given if given is not None else cfg.get("norm_scaling_factor", _scaler(where / SCALER))
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+        raise UsageError(
+            f"{where} multiplies activations by a factor ({_BY_FACTOR}) that neither {CFG} (norm_scaling_factor) nor "
+            f"{SCALER} has as a positive number, got {factor!r}; give load(..., norm_scaling_factor=...), which is "
+            f"sqrt(d_in) / E[norm]: store.scale(place) of activations"
+        )
+    return None, float(factor)
+
+
+def _scaler(path: Path) -> Any:
+    """The factor in what SAELens writes beside a dictionary in training, if it is there."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("scaling_factor")
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _fold_factor(dictionary: Dictionary, factor: float) -> None:
+    """Inputs times the factor, outputs divided by it."""
+    dictionary.W_enc.mul_(factor)
+    dictionary.W_dec.div_(factor)
+    dictionary.b_dec.div_(factor)
 
 
 def _place(hook: str | None) -> Place | None:

@@ -20,7 +20,19 @@ from interp.errors import UsageError
 from interp.features.place import MLP_IN, Place
 from interp.graph import Graph
 
-__all__ = ["CleanRun", "Keeper", "Splicing", "counted", "decode", "encode", "places", "rebuilt", "scale_out", "spliced"]
+__all__ = [
+    "CleanRun",
+    "Keeper",
+    "Splicing",
+    "counted",
+    "decode",
+    "encode",
+    "places",
+    "rebuilt",
+    "scale_out",
+    "sized",
+    "spliced",
+]
 
 _TOKENS_AT_ONCE = 1024
 """Tokens that are encoded together: d_sae numbers each."""
@@ -75,9 +87,12 @@ def decode(
 ) -> Float[Tensor, "*batch d_out"]:
     """What features stand for, in the type and on the device of the activation; `x` is what they were read off.
 
-    Only a transcoder with a skip connection looks at `x`: its matrix ``W_skip`` carries it past the features.
+    Two kinds look at `x`: a transcoder with a skip connection, whose matrix ``W_skip`` carries it past the features,
+    and a dictionary that normalises each activation, and gives it its own size back.
     """
-    out = dictionary.decode(features)
+    like = dictionary.W_dec
+    resizes = getattr(dictionary, "resizes", False)
+    out = dictionary.decode(features, x.to(like.device, like.dtype)) if resizes else dictionary.decode(features)
     if getattr(dictionary, "W_skip", None) is not None:
         skip = dictionary.W_skip
         out = out + (x.to(skip.device, skip.dtype) * getattr(dictionary, "scale", 1.0)) @ skip.T / scale_out(dictionary)
@@ -85,8 +100,28 @@ def decode(
 
 
 def scale_out(dictionary: Any) -> float:
-    """What is decoded has been divided by this: one unit of a feature writes its decoder row divided by it."""
+    """What is decoded has been divided by this: one unit of a feature writes its decoder row divided by it.
+
+    Raises:
+        UsageError: It is another number for each token.
+    """
+    if getattr(dictionary, "resizes", False):
+        raise UsageError(
+            f"this dictionary normalises each activation ({dictionary.normalisation}), so that what a feature writes "
+            f"depends on the token, and what is asked for here takes it to be one row; judge, read, steer and ablate "
+            f"features of it, or take a dictionary that does not normalise"
+        )
     return float(getattr(dictionary, "scale_out", getattr(dictionary, "scale", 1.0)))
+
+
+def sized(
+    dictionary: Any, rows: Float[Tensor, "*batch d_out"], x: Float[Tensor, "*batch d_in"] | None
+) -> Float[Tensor, "*batch d_out"]:
+    """A sum of decoder rows as a dictionary writes it that reads `x`."""
+    if not getattr(dictionary, "resizes", False):
+        return rows / scale_out(dictionary)
+    assert x is not None
+    return rows * dictionary.normalised(x.to(dictionary.W_dec)).size / dictionary.scale_out
 
 
 def rebuilt(

@@ -139,9 +139,11 @@ def logit_effects(
     ids = np.empty((len(features), 2 * n), np.int64)
     values = np.empty((len(features), 2 * n), np.float32)
     unembed = parts.unembed.weight.float()
+    # where each activation is resized, of one of size 1
+    size = 1.0 if getattr(dictionary, "resizes", False) else scale_out(dictionary)
     for first in range(0, len(features) if n else 0, 256):
         some = slice(first, first + 256)
-        rows = dictionary.W_dec[torch.from_numpy(features[some]).to(dictionary.W_dec.device)] / scale_out(dictionary)
+        rows = dictionary.W_dec[torch.from_numpy(features[some]).to(dictionary.W_dec.device)] / size
         rows = parts.ln_final.centre(_in_stream(parts, writes, rows.to(parts.device)))
         weight = parts.ln_final.weight
         effects = (rows if weight is None else rows * weight.float()) @ unembed.t()

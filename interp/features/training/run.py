@@ -81,6 +81,11 @@ class Run:
         Raises:
             UsageError: Resampling of a dictionary that can't be resampled, or a checkpoint of something else.
         """
+        if self.dictionary.normalisation is not None:
+            raise UsageError(
+                f"a dictionary that normalises each activation ({self.dictionary.normalisation}) is read, not trained: "
+                f"train one without, with scale=store.scale(place)"
+            )
         if self.settings.resample_every and not hasattr(self.dictionary, "W_dec"):
             raise UsageError(
                 f"a {self.dictionary.architecture} can't be resampled; leave resample_every out (TopK kinds have an "

@@ -158,6 +158,11 @@ def _coder(layer: int, dictionary: Any) -> Coder:
             f"the dictionary given for layer {layer} reads {reads} and writes {writes}; a transcoder of that layer "
             f"reads {MLP_IN}.{layer} or resid_mid.{layer} and writes mlp_out.{layer}"
         )
+    if getattr(dictionary, "normalisation", None) is not None:
+        raise UsageError(
+            f"the transcoder of layer {layer} normalises what it reads ({dictionary.normalisation}), which is no "
+            f"linear function of the residual stream; trace with transcoders that do not"
+        )
     decoder = wide(dictionary.W_dec) / scale_out(dictionary)
     return Coder(layer, reads.site, dictionary.encode, {("mlp_out", layer): decoder}, wide(dictionary.W_enc).T)
 
