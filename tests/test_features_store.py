@@ -282,7 +282,7 @@ def test_a_harvest_killed_again_and_again_has_the_bytes_of_one_that_was_not(tmp_
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) >= 2
     assert contents(tmp_path / "acts") == contents(tmp_path / "acts-whole")
-    assert not list((tmp_path / "acts").glob("*.part"))
+    assert not list((tmp_path / "acts").glob(".interp-*"))
 
 
 def test_a_full_disk_is_named_and_leaves_nothing_half_written(model, tmp_path, monkeypatch):
@@ -298,7 +298,7 @@ def test_a_full_disk_is_named_and_leaves_nothing_half_written(model, tmp_path, m
     monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(InterpError, match=r"disk is full.*manifest\.json needs [\d,]+ bytes"):
         harvest(model, BOTH, texts(), 120, 16, folder, shard_tokens=16)
-    assert not list(folder.glob(".*.part"))
+    assert not list(folder.glob(".interp-*"))
     assert len(files.read_manifest(folder)[1]) == 1
     assert harvest(model, BOTH, texts(), 120, 16, folder, shard_tokens=16).n_tokens == 120
     monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": 1000}))

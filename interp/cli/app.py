@@ -188,11 +188,11 @@ def numbers(text: str | None) -> list[int] | None:
 
 def writable(directory: Path) -> None:
     """Makes the directory now, so that a sweep does not end with nowhere to write to."""
+    from interp.results.files import staging
+
     try:
-        directory.mkdir(parents=True, exist_ok=True)
-        probe = directory / f".writable-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        with staging(directory):
+            pass
     except OSError as error:
         raise InterpError(f"can't write to {directory}: {error.strerror}") from error
 

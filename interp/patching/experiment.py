@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -26,6 +25,7 @@ from interp.errors import InterpError, UsageError, unknown_name
 from interp.patching.baselines import PERFORMS, end_logits
 from interp.patching.methods import MODES, SOURCES
 from interp.patching.sources import Source
+from interp.results.files import replacing
 from interp.tasks import Task, metric
 
 __all__ = ["Experiment"]
@@ -261,9 +261,8 @@ class _Checkpoint:
             self.save(values)
 
     def save(self, values: Tensor) -> None:
-        aside = self.path.with_name(f"{self.path.name}.{os.getpid()}.tmp")
-        save_file({"values": values.contiguous()}, aside, {"identity": self.identity})
-        os.replace(aside, self.path)
+        with replacing(self.path) as aside:
+            save_file({"values": values.contiguous()}, aside, {"identity": self.identity})
         self.saved = time.monotonic()
 
 

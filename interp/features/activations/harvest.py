@@ -128,7 +128,6 @@ def _to_disk(
     parts: Parts, places: list[Place], rows: Rows, parts_of_rows: list[range], manifest: dict[str, Any], folder: Path
 ) -> ActivationStore:
     with files.exclusive(folder):
-        files.clear(folder)
         done: list[files.Shard] = []
         if (folder / files.MANIFEST).exists():
             before, done = files.read_manifest(folder)

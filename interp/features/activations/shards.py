@@ -11,7 +11,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,6 @@ __all__ = [
     "FORMAT",
     "MANIFEST",
     "Shard",
-    "clear",
     "damage",
     "exclusive",
     "load",
@@ -123,13 +122,6 @@ def load(folder: Path, shard: Shard, names: Iterable[str]) -> dict[str, Tensor]:
             return {name: file.get_tensor(name) for name in names}
     except (OSError, safetensors.SafetensorError) as error:
         raise InterpError(f"{path} can't be read: {error}") from error
-
-
-def clear(folder: Path) -> None:
-    """Removes what a killed harvest has left half-written."""
-    for path in [*folder.glob(".shard-*.part"), *folder.glob(f".{MANIFEST}.*.part")]:
-        with suppress(OSError):
-            path.unlink()
 
 
 @contextmanager
