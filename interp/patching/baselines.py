@@ -12,7 +12,7 @@ from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError
 from interp.tasks import Task
 
-__all__ = ["PERFORMS", "check_tokens", "end_logits", "finite", "performance"]
+__all__ = ["PERFORMS", "check_tokens", "end_logits", "finite", "own_logits", "performance"]
 
 PERFORMS = 0.6
 """A model performs a task if it prefers the right answer in at least this share of the examples."""
@@ -64,6 +64,17 @@ def end_logits(parts: Parts, task: Task, tokens: Tensor, at_once: int = 64) -> T
         rows = torch.arange(len(final), device=final.device)
         found.append(parts.logits(final[rows, ends[begin : begin + at_once] - first]))
     return finite(parts, task, tokens, torch.cat(found))
+
+
+@torch.no_grad()
+def own_logits(model: TransformerBridge, task: Task, tokens: Tensor, at_once: int = 8) -> Tensor:
+    """The same logits from the bridge's own forward pass."""
+    ends, found = task.positions["end"], []
+    stop = int(ends.max()) + 1
+    for begin in range(0, len(tokens), at_once):
+        logits = model(tokens[begin : begin + at_once, :stop])
+        found.append(logits[torch.arange(len(logits), device=logits.device), ends[begin : begin + at_once]])
+    return torch.cat(found)
 
 
 def check_tokens(parts: Parts, task: Task, tokens: Tensor) -> None:

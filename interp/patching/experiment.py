@@ -18,11 +18,12 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.engine.identity import identity, versions
+from interp.engine.precision import HALF
 from interp.engine.progress import track
 from interp.engine.sweep import Cell, Reading, Sweep, Values
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
-from interp.patching.baselines import PERFORMS, end_logits
+from interp.patching.baselines import PERFORMS, end_logits, own_logits
 from interp.patching.methods import MODES, SOURCES
 from interp.patching.sources import Source
 from interp.results.files import replacing
@@ -94,12 +95,38 @@ class Experiment:
             for name, found in logits.items()
         }
         self.accuracy, self.top1 = self.task.accuracy(logits["clean"]), self.task.top1(logits["clean"])
+        self.rounding = self._rounding() if self.parts.dtype in HALF else None
         if self.accuracy < PERFORMS:
             warnings.warn(
                 f"the model does not perform task {self.task.name!r}: it prefers the right answer in "
                 f"{self.accuracy:.0%} of the examples (below {PERFORMS:.0%})",
                 stacklevel=4,
             )
+
+    def _rounding(self) -> list[float]:
+        """How far apart two orders of the same arithmetic put each metric: the walk's and the bridge's own pass.
+
+        The root mean square over all prompts, in the metrics' units.
+        """
+        apart = []
+        for name, tokens in (("clean", self.task.clean), ("corrupted", self.task.corrupted)):
+            theirs = own_logits(self.model, self.task, tokens)
+            found = torch.stack([self._values(kind, theirs) for kind in self.metrics], -1)
+            apart.append((found - self.baselines[name]).double())
+        return torch.cat(apart).square().mean(0).sqrt().tolist()
+
+    def note_rounding(self, effects: Float[Tensor, "... metric"]) -> None:
+        """Warns where no effect is larger than what rounding alone changes."""
+        for kind, size, rounding in zip(
+            self.metrics, effects.abs().flatten(0, -2).amax(0).tolist(), self.rounding or (), strict=False
+        ):
+            if size < rounding:
+                warnings.warn(
+                    f"the largest effect ({size:.2g} {kind.units}) is below what rounding in "
+                    f"{str(self.parts.dtype).removeprefix('torch.')} changes ({rounding:.2g}): load the model with "
+                    f"dtype=torch.float32 to measure it",
+                    stacklevel=4,
+                )
 
     def effects(
         self,
@@ -190,6 +217,8 @@ class Experiment:
             "n": len(self.task),
             "seed": self.task.seed,
             "model": str(self.model.cfg.model_name),
+            "dtype": str(self.parts.dtype).removeprefix("torch."),
+            **({} if self.rounding is None else {"rounding": one_or_each(self.rounding)}),
             "fingerprint": self.fingerprint,
             "versions": versions(),
         }

@@ -129,6 +129,7 @@ def place_of(task: Task, position: int | str | None):
 
 def labelled(experiment, effects, dims, coords, metrics, per_example, **attrs) -> xr.DataArray:
     """Effects "... example metric" as scores."""
+    experiment.note_rounding(effects.double().mean(-2))
     if metrics is None:
         effects = effects.squeeze(-1)
     else:
