@@ -4,7 +4,8 @@
 
 Makes the findings into DIR if they are not there (some minutes), measures all plans in one run, and prints the table in
 Markdown. Recall: numbers hidden in noise, the context compressed before the question is known; the findings were made
-on other prompts. Medians of wall seconds; decoding with the static cache stands beside the growing one.
+on other things, numbers, noise and texts. 95 % intervals over prompts (of the recall Wilson's, of the loss a bootstrap).
+Medians of wall seconds; decoding with the static cache stands beside the growing one.
 """
 
 from __future__ import annotations
@@ -19,9 +20,23 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pandas as pd
 import torch
+from intervals import of_mean, of_share, shown
 
 import interp
 from interp.efficiency import Cost, Keys, Text, deploy, make, tradeoff
+
+
+class KeptKeys(Keys):
+    """Keys that keep every row's prompts."""
+
+    def prepare(self, model: Any) -> None:
+        super().prepare(model)
+        self.rows: list[list[dict[str, float]]] = []
+
+    def measure(self, model: Any) -> dict[str, float]:
+        found = super().measure(model)
+        self.rows.append(self.each)
+        return found
 
 
 def findings(model, directory: Path) -> dict:
@@ -44,6 +59,7 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=12)
     parser.add_argument("--budget", type=float, default=0.15)
     parser.add_argument("--keys", type=int, default=1)
+    parser.add_argument("--texts", type=int, default=6)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
@@ -67,26 +83,38 @@ def main() -> None:
             rows[name] = make(name, [sinks] if takes_sinks else [], **same).plan(hf)
         except interp.errors.UsageError as error:
             print(f"{error}\n")
-    quality = [
-        Keys(arguments.keys, arguments.length, arguments.n, seed=arguments.seed),
-        Text("prose", 3, arguments.length, 128),
-    ]
-    found = tradeoff(hf, rows, quality, Cost(arguments.length, 12, peak=False), repetitions=3)
+    hidden = KeptKeys(arguments.keys, arguments.length, arguments.n, seed=arguments.seed)
+    text = Text("prose", arguments.texts, arguments.length, 128)
+    found = tradeoff(hf, rows, [hidden, text], Cost(arguments.length, 12, peak=False), repetitions=3)
     frame, keys = found.to_frame(), f"keys{arguments.keys}"
+    measured = [name for name, row in frame.iterrows() if not pd.isna(row[f"{keys}.recall"])]
+    prompts = dict(zip(measured, hidden.rows, strict=True))
     dense = frame.loc["dense"]
     head = f"at {arguments.budget:.0%} of {arguments.length:,} tokens"
     print(f"| {head} | bytes | recall | loss of the answer | loss of text | ms a token |")
     print("|---|---|---|---|---|---|")
     for name, row in frame.iterrows():
-        measured = [row[name] for name in (f"{keys}.recall", f"{keys}.answer_loss", "prose.loss")]
         cells = [
             f"{row['cache_bytes'] / dense['cache_bytes']:.1%}",
-            *("" if pd.isna(value) else f"{value:.2f}" for value in measured),
+            *quality_cells(prompts.get(name), row),
             f"{1000 * row['decode_seconds']:.0f}",
         ]
         print(f"| {name} | {' | '.join(cells)} |")
     guess = dense[f"{keys}.guess_loss"]
     print(f"\n{arguments.n} prompts with {arguments.keys} keys; without the context the answer's loss is {guess:.2f}")
+
+
+def quality_cells(prompts: list[dict[str, float]] | None, row: Any) -> list[str]:
+    """Recall and loss of the answer with their intervals, loss of text; empty where nothing was measured."""
+    if prompts is None:
+        return ["", "", ""]
+    recall, loss = ([one[name] for one in prompts] for name in ("recall", "answer_loss"))
+    share = sum(recall) / len(recall)
+    return [
+        f"{share:.2f} {shown(*of_share(share, len(recall)))}",
+        f"{sum(loss) / len(loss):.2f} {shown(*of_mean(loss))}",
+        f"{row['prose.loss']:.2f}",
+    ]
 
 
 if __name__ == "__main__":

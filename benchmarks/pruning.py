@@ -5,9 +5,11 @@
     python benchmarks/pruning.py blocks
     python benchmarks/pruning.py multipruner --budgets 0.9
 
-Findings are made on other texts and prompts (another seed) than those that are scored. A budget is the share kept, of
-key-value heads, neurons or blocks, no training in between. `beats random` counts the random draws that a row is better
-than. Calls take about a minute of processor time, `multipruner` several.
+Findings are made on one half of the documents, or of a task's content, and scored on the other, no prompt twice; a task
+with fewer prompts than are asked for gives what it has. A budget is the share kept, of key-value heads, neurons or
+blocks, no training in between. `beats random` counts the random draws that a row is better than; `- random` is the
+difference to their mean; intervals are 95 %, bootstrapped over prompts or texts. Calls take about a minute of processor
+time, `multipruner` several.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import numpy as np
 import pandas as pd
 import torch
+from intervals import of_mean, shown
 
 import interp
 from interp.attention import head_importance
@@ -45,7 +49,6 @@ from interp.relevance import layer_redundancy, neuron_relevance
 from interp.results.finding_files import load
 from interp.tasks import corpus
 
-HELD_OUT = 1_000
 HIGHER = {"accuracy": True, "metric": True, "loss": False}
 
 
@@ -188,7 +191,9 @@ def aim(bridge: Any, arguments: argparse.Namespace, seed: int, n: int) -> tuple[
     """The target: a task, or a corpus and the options that say which stretches of it."""
     if arguments.target in interp.tasks.CORPORA:
         return arguments.target, {"n": n, "length": arguments.length, "seed": seed}
-    return interp.task(arguments.target, bridge, n=n, seed=seed), {}
+    task = interp.task(arguments.target, bridge, n=n, seed=seed, split="find", fewer=True)
+    print(f"findings on {len(task)} prompts, {len(set(task.clean_text))} different", flush=True)
+    return task, {}
 
 
 def table(model: Any, rows: Rows, arguments: argparse.Namespace) -> pd.DataFrame:
@@ -196,7 +201,7 @@ def table(model: Any, rows: Rows, arguments: argparse.Namespace) -> pd.DataFrame
     budgets = arguments.budgets or {"heads": [0.95, 0.9, 0.8], "neurons": [0.9, 0.75]}.get(arguments.what, [0.9, 0.8])
     measure = scorer(model, arguments)
     dense = count(model).parameters
-    found = [{"row": "dense", "budget": 1.0, "parameters": 1.0, **measure(model)}]
+    found = [finished({"row": "dense", "budget": 1.0, "parameters": 1.0, **measure(model)}, None)]
     for budget in budgets:
         here = []
         for name, make in rows.items():
@@ -208,28 +213,42 @@ def table(model: Any, rows: Rows, arguments: argparse.Namespace) -> pd.DataFrame
         drawn = [row for row in here if row["row"].startswith("random")]
         quantity = next(name for name in ("metric", "loss") if name in here[0])
         sign = 1 if HIGHER[quantity] else -1
+        control = np.mean([row[quantity] for row in drawn], 0) if drawn else None
         for row in here:
-            beaten = sum(sign * row[quantity] > sign * other[quantity] for other in drawn if other is not row)
-            row["beats random"] = f"{beaten}/{len(drawn) - (row in drawn)}"
-        found += sorted(here, key=lambda row: -sign * row[quantity])
+            others = [other[quantity].mean() for other in drawn if other is not row]
+            row["beats random"] = f"{sum(sign * row[quantity].mean() > sign * other for other in others)}/{len(others)}"
+        found += sorted((finished(row, control) for row in here), key=lambda row: -sign * row[quantity])
     return pd.DataFrame(found)
 
 
-def scorer(model: Any, arguments: argparse.Namespace) -> Callable[[Any], dict[str, float]]:
+def finished(row: dict[str, Any], control: np.ndarray | None) -> dict[str, Any]:
+    """A row with means over prompts or texts, the interval, and the paired difference to the mean of random draws."""
+    quantity = next(name for name in ("metric", "loss") if name in row)
+    each, made = row[quantity], {**row, quantity: float(row[quantity].mean())}
+    made["95 %"] = shown(*of_mean(each))
+    if control is not None:
+        gap = each - control
+        made["- random"], made["95 % of it"] = float(gap.mean()), shown(*of_mean(gap))
+    return made
+
+
+def scorer(model: Any, arguments: argparse.Namespace) -> Callable[[Any], dict[str, Any]]:
     """What measures a model on texts or prompts that no finding has seen."""
     if arguments.target in interp.tasks.CORPORA:
-        tokens = corpus(arguments.target, model, max(1, arguments.scored // 4), arguments.scored_length, HELD_OUT)
+        n = max(1, arguments.scored // 4)
+        tokens = corpus(arguments.target, model, n, arguments.scored_length, arguments.seed, split="score")
 
-        def loss(current: Any) -> dict[str, float]:
+        def loss(current: Any) -> dict[str, Any]:
             each = [float(current(row[None], labels=row[None], use_cache=False).loss) for row in tokens]
-            return {"loss": sum(each) / len(each)}
+            return {"loss": np.array(each)}
 
         return loss
-    task = interp.task(arguments.target, model, n=arguments.scored, seed=HELD_OUT)
+    task = interp.task(arguments.target, model, n=arguments.scored, seed=arguments.seed, split="score", fewer=True)
+    print(f"scored on {len(task)} prompts, {len(set(task.clean_text))} different", flush=True)
 
-    def score(current: Any) -> dict[str, float]:
+    def score(current: Any) -> dict[str, Any]:
         logits = current(task.clean, use_cache=False).logits
-        return {"accuracy": task.accuracy(logits), "metric": float(task.metric(logits))}
+        return {"accuracy": task.accuracy(logits), "metric": task.per_example(logits).double().numpy()}
 
     return score
 

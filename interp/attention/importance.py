@@ -48,6 +48,7 @@ from interp.patching import activation, attribution
 from interp.results import scores
 from interp.results.findings import HeadImportance
 from interp.tasks import Task, corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["METHODS", "head_importance", "rank_agreement"]
 
@@ -69,6 +70,7 @@ def head_importance(
     n: int = 4,
     length: int = 64,
     seed: int = 0,
+    split: str | None = "find",
     max_memory: int | None = None,
 ) -> HeadImportance:
     """Importance of every head.
@@ -83,7 +85,7 @@ def head_importance(
             at both runs.
         absolute: score by absolute effects; else by the harm of taking the head away, which may be negative.
         by_layer: divide the scores of each layer by their l2 norm.
-        n, length, seed: of the text.
+        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
         max_memory: bytes for the rows that are run together.
 
     Returns:
@@ -112,17 +114,19 @@ def head_importance(
         settings["rules"] = str(rules)
     if isinstance(target, Task):
         name = target.name
-        settings |= {"n": len(target), "seed": target.seed, "metric": target.measure.name}
+        settings |= {"n": len(target), "seed": target.seed, "split": target.split, "metric": target.measure.name}
         units = target.measure.units
         effect, sizes = _of_task(model, parts, target, method, replacement, rules, max_memory)
     else:
         name = target if isinstance(target, str) else "text"
-        tokens = corpus(target, model, n, length, seed).to(parts.device)
+        split = half_of_corpus(target, split)
+        tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
         if method in ("activation", "attribution", "relp") and len(tokens) < 2:
             raise UsageError(
                 f"{method} takes a text's activations from another text; give two or more, n={len(tokens)}"
             )
-        settings |= {"n": len(tokens), "length": tokens.shape[1], "seed": seed, "metric": "cross_entropy"}
+        settings |= {"n": len(tokens), "length": tokens.shape[1], "seed": seed, "split": split}
+        settings["metric"] = "cross_entropy"
         units = "nats"
         effect, sizes = _of_text(parts, tokens, method, replacement, rules, max_memory)
     values = sizes if absolute else effect

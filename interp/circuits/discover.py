@@ -127,7 +127,12 @@ def discover(
     if search not in SEARCHES:
         raise unknown_name("search", search, SEARCHES)
     began = time.perf_counter()
-    settings: dict[str, object] = {"n": len(task), "seed": task.seed, "metric": metric or task.measure.name}
+    settings: dict[str, object] = {
+        "n": len(task),
+        "seed": task.seed,
+        "split": task.split,
+        "metric": metric or task.measure.name,
+    }
     settings["ablation"] = ablation
     if method == "acdc":
         if threshold is None:

@@ -28,6 +28,7 @@ __all__ = [
     "Model",
     "Out",
     "Seed",
+    "Split",
     "app",
     "bar",
     "command",
@@ -54,6 +55,10 @@ out, err = Console(), Console(stderr=True, highlight=False)
 Model = Annotated[str, typer.Option("--model", "-m", help="A known name, a directory, a .gguf file or a hub id.")]
 Examples = Annotated[int, typer.Option("-n", help="How many prompt pairs.")]
 Seed = Annotated[int, typer.Option(help="Of the prompt pairs, and of resampling.")]
+Split = Annotated[
+    str | None,
+    typer.Option(help="find or score: half of the task's content, to find on or to try out on; default: all."),
+]
 Accept = Annotated[bool, typer.Option("--accept-license", help="Accept the licence of a model that asks for it.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, as torch names it. Default: an accelerator, if any.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)]

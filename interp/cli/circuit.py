@@ -16,6 +16,7 @@ from interp.cli.app import (
     Model,
     Out,
     Seed,
+    Split,
     app,
     command,
     known,
@@ -24,7 +25,6 @@ from interp.cli.app import (
     out,
     writable,
 )
-from interp.errors import UsageError
 
 __all__ = ["circuit"]
 
@@ -47,10 +47,15 @@ def circuit(
     steps: Annotated[int | None, typer.Option(help="Of integrated gradients.")] = None,
     metric: Annotated[str | None, typer.Option(help="Instead of the task's own.")] = None,
     evaluate: Annotated[
-        bool, typer.Option("--evaluate", help="Also faithfulness over sizes, on fresh prompts.")
+        bool,
+        typer.Option(
+            "--evaluate",
+            help="Also faithfulness over sizes, on the other split; without --split the circuit is found on find.",
+        ),
     ] = False,
     n: Examples = 8,
     seed: Seed = 0,
+    split: Split = None,
     directory: Out = None,
     json: Annotated[
         bool, typer.Option("--json", help="The circuit as JSON on standard output, and nothing else.")
@@ -63,13 +68,15 @@ def circuit(
     from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
 
     known_task(task, metric)
+    known("split", split, interp.tasks.SPLITS)
     known("method", method, [*METHODS, "acdc"])
     known("search", search, SEARCHES)
     known("ablation", ablation, ABLATIONS)
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device)
-    behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric)
+    split = split or ("find" if evaluate else None)
+    behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=split)
     found = interp.circuits.discover(
         bridge,
         behaviour,
@@ -83,7 +90,8 @@ def circuit(
     )
     evaluation = None
     if evaluate:
-        fresh = _fresh(task, bridge, n, seed, metric, behaviour)
+        (other,) = {*interp.tasks.SPLITS} - {split}
+        fresh = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=other)
         evaluation = interp.circuits.evaluate(bridge, found, fresh, ablation=ablation, with_curve=True, seed=seed)
     if directory:
         _write(directory, bridge, behaviour, found, evaluation)
@@ -106,18 +114,6 @@ def circuit(
     if directory:
         names = ", ".join(sorted(path.name for path in directory.iterdir() if not path.name.startswith(".")))
         out.print(f"in {directory}: {names}", soft_wrap=True, highlight=False)
-
-
-def _fresh(task: str, bridge: Any, n: int, seed: int, metric: str | None, behaviour: Any) -> Any:
-    """Prompts that the circuit was not found on, if the task has more."""
-    import interp
-
-    if task.endswith(".jsonl"):
-        return behaviour
-    try:
-        return interp.task(task, bridge, n=n, seed=seed + 1, metric=metric)
-    except UsageError:
-        return behaviour
 
 
 def _write(directory: Any, bridge: Any, behaviour: Any, found: Any, evaluation: Any) -> None:

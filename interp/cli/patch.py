@@ -17,6 +17,7 @@ from interp.cli.app import (
     Model,
     Out,
     Seed,
+    Split,
     app,
     command,
     known,
@@ -55,6 +56,7 @@ def patch(
     layers: Annotated[str | None, typer.Option(help="Only these, as in 0,3,10-15.")] = None,
     n: Examples = 32,
     seed: Seed = 0,
+    split: Split = None,
     directory: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
@@ -67,13 +69,14 @@ def patch(
     wanted = numbers(layers)
     known_task(task, metric)
     interp.graph.site_of(nodes)
+    known("split", split, interp.tasks.SPLITS)
     known("mode", mode, MODES)
     known("source", source, SOURCES)
     methods = _methods(method, against)
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device)
-    behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric)
+    behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=split)
     if against:
         _agreement(bridge, behaviour, methods, nodes, by_position, mode, directory, json)
         return

@@ -64,7 +64,7 @@ def retrieval_heads(
     )
     masked = None
     if mask:
-        fresh = interp.attention.needle_samples(bridge, haystack, sizes, places, n=1, seed=seed + 1)
+        fresh = interp.attention.needle_samples(bridge, haystack, sizes, places, n=1, seed=seed, split="score")
         masked = interp.attention.retrieval_causality(bridge, found, fresh, seed=seed)
     if directory:
         written = write_finding(found, found.scores, directory)

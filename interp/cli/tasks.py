@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Examples, Model, Seed, app, command, known_task, load, out
+from interp.cli.app import Accept, Device, Examples, Model, Seed, Split, app, command, known, known_task, load, out
 from interp.errors import UsageError
 
 __all__ = ["tasks"]
@@ -22,6 +22,7 @@ def tasks(
     model: Model = "smollm2",
     n: Examples = 32,
     seed: Seed = 0,
+    split: Split = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
     device: Device = None,
@@ -33,13 +34,14 @@ def tasks(
 
     if name is not None:
         known_task(name)
+    known("split", split, interp.tasks.SPLITS)
     from interp.patching.baselines import PERFORMS, performance
 
     bridge = load(model, accept_license, device)
     rows: list[dict[str, Any]] = []
     for one in [name] if name else interp.tasks.names():
         try:
-            behaviour = interp.task(one, bridge, n=n, seed=seed)
+            behaviour = interp.task(one, bridge, n=n, seed=seed, split=split)
         except UsageError as error:
             if name:
                 raise

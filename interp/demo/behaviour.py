@@ -35,7 +35,7 @@ def locate(
         The path of the report.
     """
     began = time.perf_counter()
-    task = interp.task("ioi", model, n=n, seed=seed)
+    task = interp.task("ioi", model, n=n, seed=seed, split="find")
     found = interp.patching.performance(model, task)
     say(
         f"indirect object identification, {n} pairs: the model prefers the right name in {found['accuracy']:.0%}, "
@@ -57,7 +57,7 @@ def locate(
     estimated = interp.patching.attribution(model, task, "heads", rules="relp")
     some = task[: min(8, n)]
     circuit = interp.circuits.discover(model, some, "eap-ig", edges=Graph.of(model).n_edges() // 50)
-    fresh = interp.task("ioi", model, n=len(few), seed=seed + 1)
+    fresh = interp.task("ioi", model, n=len(few), seed=seed, split="score")
     evaluation = interp.circuits.evaluate(model, circuit, fresh, with_curve=True, random=2, seed=seed)
     say(str(evaluation))
     circuit.save(directory / "circuit.json")

@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.decoding import Decoder
 from interp.errors import UsageError
-from interp.tasks import Task, corpus, key_samples
+from interp.tasks import Task, corpus, key_samples, task
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["Keys", "Quality", "Tasks", "Text"]
 
@@ -49,6 +50,7 @@ class Text(Quality):
         scored: How many of them, the last ones, are predicted and count.
         piece: Tokens fed at a time.
         seed: Of the choice of stretches.
+        split: Of a shipped corpus; by default what no finding is made on. Text that is given is all taken.
 
     Numbers: ``loss``, next-token cross-entropy in nats; ``kl``, KL divergence from the dense model's predictions, in
     nats a token; ``agreement``, the share of tokens whose likeliest prediction is the dense model's.
@@ -64,15 +66,17 @@ class Text(Quality):
         scored: int = 256,
         piece: int = 16,
         seed: int = 0,
+        split: str | None = "score",
     ) -> None:
         if not 0 < scored < length or piece < 1:
             raise UsageError(f"of {length} tokens 1 to {length - 1} can be scored in pieces, got {scored} by {piece}")
         self.name = "text" if not isinstance(source, str) else source
         self.source, self.n, self.length, self.scored, self.piece, self.seed = source, n, length, scored, piece, seed
+        self.split = half_of_corpus(source, split)
         self.dense: list[Tensor] = []
 
     def prepare(self, model: PreTrainedModel) -> None:
-        self.tokens = corpus(self.source, model, self.n, self.length, self.seed).to(model.device)
+        self.tokens = corpus(self.source, model, self.n, self.length, self.seed, split=self.split).to(model.device)
         self.dense = [self._logprobs(model, row) for row in self.tokens]
 
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
@@ -101,32 +105,41 @@ class Keys(Quality):
         n: Prompts.
         haystack: See `interp.tasks.key_samples`.
         seed: Of the prompts.
+        split: Of things, numbers and haystacks; by default what no finding is made on.
 
     Numbers: ``recall``, the share of prompts whose number is written, greedily and in full; ``answer_loss``, its
-    cross-entropy in nats a token; ``guess_loss``, the same where the context is left out.
+    cross-entropy in nats a token; ``guess_loss``, the same where the context is left out. `each` has them for every
+    prompt of the latest measurement.
     """
 
     better: ClassVar = {"recall": "higher", "answer_loss": "lower", "guess_loss": "lower"}
 
     def __init__(
-        self, keys: int = 1, length: int = 1024, n: int = 12, *, haystack: str = "noise", seed: int = 0
+        self,
+        keys: int = 1,
+        length: int = 1024,
+        n: int = 12,
+        *,
+        haystack: str = "noise",
+        seed: int = 0,
+        split: str | None = "score",
     ) -> None:
         self.name = f"keys{keys}"
-        self.keys, self.length, self.n, self.haystack, self.seed = keys, length, n, haystack, seed
+        self.keys, self.length, self.n = keys, length, n
+        self.options: dict[str, Any] = {"haystack": haystack, "seed": seed, "split": split}
 
     def prepare(self, model: PreTrainedModel) -> None:
-        self.samples = key_samples(model, self.length, self.keys, self.n, haystack=self.haystack, seed=self.seed)
+        self.samples = key_samples(model, self.length, self.keys, self.n, **self.options)
 
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
-        recall = answer = guess = 0.0
+        self.each: list[dict[str, float]] = []
         for sample in self.samples:
             right = torch.tensor(sample.answer, device=model.device)
             found = self._answer(model, (sample.context, sample.question), right)
-            recall += float((found.argmax(-1) == right).all())
-            answer += _loss(found, right)
-            guess += _loss(self._answer(model, (sample.control,), right), right)
-        count = len(self.samples)
-        return {"recall": recall / count, "answer_loss": answer / count, "guess_loss": guess / count}
+            guess = self._answer(model, (sample.control,), right)
+            recall = float((found.argmax(-1) == right).all())
+            self.each.append({"recall": recall, "answer_loss": _loss(found, right), "guess_loss": _loss(guess, right)})
+        return {name: sum(one[name] for one in self.each) / len(self.each) for name in self.better}
 
     @staticmethod
     def _answer(
@@ -144,7 +157,10 @@ class Tasks(Quality):
     """Behaviours: accuracy and metric of prompts with a right and a wrong answer.
 
     Args:
-        tasks: Tasks as `interp.task` makes them.
+        tasks: Tasks as `interp.task` makes them, or names of shipped ones.
+        n: Prompts of those that are named, fewer where there are fewer.
+        seed: Of their choice.
+        split: Of their content; by default what no finding is made on.
 
     Numbers: for each task its name, the share of prompts whose right answer is likelier than the wrong one, and
     ``name.metric``, the mean of its metric.
@@ -152,16 +168,21 @@ class Tasks(Quality):
 
     better: ClassVar = {}
 
-    def __init__(self, *tasks: Task) -> None:
-        self.name, self.tasks = "tasks", tasks
+    def __init__(self, *tasks: Task | str, n: int = 32, seed: int = 0, split: str | None = "score") -> None:
+        self.name, self.given = "tasks", tasks
+        self.tasks = tuple(one for one in tasks if isinstance(one, Task))
+        self.options: dict[str, Any] = {"n": n, "seed": seed, "split": split, "fewer": True}
+
+    def prepare(self, model: PreTrainedModel) -> None:
+        self.tasks = tuple(one if isinstance(one, Task) else task(one, model, **self.options) for one in self.given)
 
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         found, run = {}, _callable(model)
-        for task in self.tasks:
-            logits = run(input_ids=task.clean.to(model.device), use_cache=False).logits
-            found[task.name] = task.accuracy(logits)
-            found[f"{task.name}.metric"] = float(task.metric(logits))
+        for one in self.tasks:
+            logits = run(input_ids=one.clean.to(model.device), use_cache=False).logits
+            found[one.name] = one.accuracy(logits)
+            found[f"{one.name}.metric"] = float(one.metric(logits))
         return found
 
 

@@ -216,6 +216,7 @@ class Experiment:
             "task": self.task.name,
             "n": len(self.task),
             "seed": self.task.seed,
+            "split": self.task.split,
             "model": str(self.model.cfg.model_name),
             "dtype": str(self.parts.dtype).removeprefix("torch."),
             **({} if self.rounding is None else {"rounding": one_or_each(self.rounding)}),

@@ -26,6 +26,7 @@ from interp.engine.verify import verified
 from interp.results import scores
 from interp.results.findings import LayerRedundancy
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["layer_redundancy"]
 
@@ -39,6 +40,7 @@ def layer_redundancy(
     n: int = 8,
     length: int = 64,
     seed: int = 0,
+    split: str | None = "find",
 ) -> LayerRedundancy:
     """What each block does to plain text.
 
@@ -46,7 +48,7 @@ def layer_redundancy(
         model: any bridge; it is only read.
         target: a name of `interp.tasks.CORPORA`, texts, or token ids.
         harm: measure the loss without each block as well, which takes as long as half as many passes as blocks.
-        n, length, seed: of the text.
+        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
 
     Returns:
         The finding.
@@ -60,7 +62,8 @@ def layer_redundancy(
         >>> layer_redundancy(model, "prose").to_frame()    # doctest: +SKIP
     """
     parts, began = verified(model), time.perf_counter()
-    tokens = corpus(target, model, n, length, seed).to(parts.device)
+    split = half_of_corpus(target, split)
+    tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
     layers = parts.graph.n_layers
     walk, recorder = Walk(parts, tokens.shape[1]), Recorder({"resid_pre"})
     final = walk(walk.embed(tokens), recorder)
@@ -88,6 +91,7 @@ def layer_redundancy(
             "n": len(tokens),
             "length": tokens.shape[1],
             "seed": seed,
+            "split": split,
             "seconds": round(time.perf_counter() - began, 3),
         },
         target=target if isinstance(target, str) else "text",

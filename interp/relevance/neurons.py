@@ -29,6 +29,7 @@ from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import NeuronRelevance
 from interp.tasks import Task, corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["neuron_relevance"]
 
@@ -42,6 +43,7 @@ def neuron_relevance(
     n: int = 4,
     length: int = 128,
     seed: int = 0,
+    split: str | None = "find",
 ) -> NeuronRelevance:
     """Relevance of every MLP neuron.
 
@@ -53,7 +55,7 @@ def neuron_relevance(
             ``gradient``, of those that look at one run only.
         absolute: score by the sum over positions of absolute relevances, so that effects of either sign count and
             don't cancel; else by their plain sum, as in the paper, which is low for neurons that do harm.
-        n, length, seed: of the text.
+        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
 
     Returns:
         The finding; larger scores matter more. Its evidence has the ``scores`` and the signed ``effect``, the harm of
@@ -75,12 +77,13 @@ def neuron_relevance(
     settings: dict[str, Any] = {"rules": str(rules), "absolute": absolute, "seed": seed}
     if isinstance(target, Task):
         name, units = target.name, target.measure.units
-        settings |= {"n": len(target), "seed": target.seed, "metric": target.measure.name}
+        settings |= {"n": len(target), "seed": target.seed, "split": target.split, "metric": target.measure.name}
         signed, sizes = _of_task(parts, target, chosen)
     else:
         name, units = target if isinstance(target, str) else "text", "nats"
-        tokens = corpus(target, model, n, length, seed).to(parts.device)
-        settings |= {"n": len(tokens), "length": tokens.shape[1], "metric": "cross_entropy"}
+        split = half_of_corpus(target, split)
+        tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
+        settings |= {"n": len(tokens), "length": tokens.shape[1], "split": split, "metric": "cross_entropy"}
         signed, sizes = _of_text(parts, tokens, chosen)
     settings["seconds"] = round(time.perf_counter() - began, 3)
     dims = ("layer", "neuron")

@@ -17,6 +17,7 @@ from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["INPUTS", "activation_statistics"]
 
@@ -37,6 +38,7 @@ def activation_statistics(
     seed: int = 0,
     *,
     sinks: SinkPositions | MassiveActivations | None = None,
+    split: str | None = "find",
 ) -> ActivationStatistics:
     """Mean absolute value, mean square and largest absolute value of each channel that enters a linear layer.
 
@@ -47,6 +49,7 @@ def activation_statistics(
         length: Tokens of each.
         seed: Of the choice of texts.
         sinks: Which positions and tokens are left out in the second set of numbers; without it, the first position.
+        split: Of the texts; texts and token ids that are given are all taken, whatever the split.
 
     Returns:
         The finding; evidence ``qkv``, ``o``, ``mlp`` and ``down``, each "kind metric layer channel".
@@ -61,7 +64,8 @@ def activation_statistics(
         raise UsageError(f"n must be at least 1 and length 2, got {n} and {length}")
     if sinks is not None:
         sinks.check(model)
-    tokens = corpus(source, model, n, length, seed)
+    split = half_of_corpus(source, split)
+    tokens = corpus(source, model, n, length, seed, split=split)
     parts = verified(model)
     positions = (0,) if sinks is None else tuple(sinks.positions)
     named = tuple(getattr(sinks, "tokens", ()))
@@ -89,6 +93,7 @@ def activation_statistics(
             "n": len(tokens),
             "length": tokens.shape[1],
             "seed": seed,
+            "split": split,
             **versions(),
         },
     )

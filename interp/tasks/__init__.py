@@ -86,7 +86,9 @@ def task(
     seed: int = 0,
     metric: str | Metric | Callable | None = None,
     *,
+    split: str | None = None,
     mixed_lengths: bool = False,
+    fewer: bool = False,
     **options: Any,
 ) -> Task:
     """A behaviour as prompt pairs for one model; the same call gives the same task.
@@ -98,20 +100,26 @@ def task(
         n: how many distinct examples. Of a file, the first `n` lines, fewer if it has fewer.
         seed: what the examples are drawn with.
         metric: a name from `METRICS`, a `Metric` or a function of the end logits; None for the task's own.
+        split: `find` or `score` takes one half of the task's content, see `Behaviour.content`: what a finding is made on,
+            or what it is tried on. The two share neither a clean prompt nor, where there is enough of it, content,
+            whatever the seeds. In a split no clean prompt comes twice. Of a file, one half of the clean prompts.
         mixed_lengths: admit examples of different token lengths; else all have the most common one.
+        fewer: take as many as there are where they are fewer than `n`.
         options: of the task, such as `corruption="abc"` for `ioi`.
 
     Raises:
-        UsageError: unknown task, option or metric, `n` below 1 or above what the task has, a pair that does
+        UsageError: unknown task, split, option or metric, `n` below 1 or above what the task has, a pair that does
             not align.
     """
     if isinstance(name_or_path, Task):
+        if split not in (None, name_or_path.split):
+            raise UsageError(f"this task is made with split={name_or_path.split!r} and can't be split again")
         return name_or_path if metric is None else name_or_path.with_metric(metric)
     name = str(name_or_path)
     if name.endswith(".jsonl"):
         if options:
             raise UsageError(f"a task from a file takes no option {next(iter(options))!r}")
-        return load_jsonl(name, model, n=n, metric=metric or "logit_diff", seed=seed)
+        return load_jsonl(name, model, n=n, metric=metric or "logit_diff", seed=seed, split=split)
     if name not in TASKS:
         raise unknown_name("task", name, TASKS)
-    return build(TASKS[name], model, n, seed, metric, mixed_lengths, options)
+    return build(TASKS[name], model, n, seed, metric, mixed_lengths, options, split, fewer)

@@ -14,6 +14,7 @@ from interp.errors import UsageError, unknown_name
 from interp.tasks.dataset import Task
 from interp.tasks.metrics import Metric
 from interp.tasks.pairs import Example, Pair, assemble, encode_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["Behaviour", "build"]
@@ -28,9 +29,11 @@ class Behaviour:
 
     Args:
         name: how the task is asked for.
-        pairs: `(rng, encoder, **options)` -> pairs, endless or all that there are in an order drawn by `rng`.
+        pairs: `(rng, encoder, half, **options)` -> pairs, endless or all that there are in an order drawn by `rng`.
+            Every pool that they are drawn from goes through `half`.
         description: the behaviour in one sentence.
         source: the paper that it comes from.
+        content: what the pools have, of which two splits share nothing.
         metric: the default metric.
     """
 
@@ -38,6 +41,7 @@ class Behaviour:
     pairs: Callable[..., Iterator[Pair | Example]]
     description: str
     source: str
+    content: str
     metric: str = "logit_diff"
 
     @property
@@ -55,15 +59,18 @@ def build(
     metric: str | Metric | Callable | None,
     mixed_lengths: bool,
     options: dict[str, Any],
+    split: str | None = None,
+    fewer: bool = False,
 ) -> Task:
-    """`n` distinct examples of the behaviour.
+    """`n` distinct examples of the behaviour, in a split with distinct clean prompts.
 
     Unless `mixed_lengths`, all have the token length that is most common among the first candidates, so that a
     position means the same in each. Candidates that the tokenizer splits badly (an answer of two tokens, a pair
     of unequal length) are passed over.
 
     Raises:
-        UsageError: an unknown option, `n` below 1, or more examples asked for than there are.
+        UsageError: an unknown option or split, `n` below 1, or more examples asked for than there are (unless
+            `fewer`).
     """
     for option in options:
         if option not in behaviour.options:
@@ -71,11 +78,15 @@ def build(
             raise unknown_name(f"option of task {behaviour.name!r}:", option, known)
     if n < 1:
         raise UsageError(f"task {behaviour.name!r} needs at least one example, got n={n}")
-    encoder = Encoder(model)
-    source = distinct(behaviour.pairs(Random(seed), encoder, **options), encoder)
-    pool = list(islice(source, max(POOL, 2 * n)))
+    encoder, half = Encoder(model), Half(split)
+    inside = "" if split is None else f" in the split {split!r} of its {behaviour.content}"
+    source = distinct(behaviour.pairs(Random(seed), encoder, half, **options), encoder, split is not None)
+    try:
+        pool = list(islice(source, max(POOL, 2 * n)))
+    except UsageError as error:
+        raise UsageError(f"{error}{inside and f';{inside}'}") from None
     if not pool:
-        raise UsageError(f"task {behaviour.name!r}: no prompt fits this model's tokenizer")
+        raise UsageError(f"task {behaviour.name!r}: no prompt{inside} fits this model's tokenizer")
     if mixed_lengths:
         chosen = pool[:n]
         length = None
@@ -84,11 +95,12 @@ def build(
         length = min(counts, key=lambda size: (-counts[size], size))
         chosen = [example for example in pool if len(example.clean) == length][:n]
     chosen += first(source, n - len(chosen), length)
-    if len(chosen) < n:
-        where = "with this model's tokenizer" + ("" if mixed_lengths else f" at {length} tokens")
+    if len(chosen) < n and not fewer:
+        where = f"with this model's tokenizer{inside}" + ("" if mixed_lengths else f" at {length} tokens")
+        what = "examples" if split is None else "clean prompts"
         more = "" if mixed_lengths else ", or mixed_lengths=True to admit other lengths"
         raise UsageError(
-            f"task {behaviour.name!r} has {len(chosen)} distinct examples {where}, not {n}; ask for n={len(chosen)} "
+            f"task {behaviour.name!r} has {len(chosen)} distinct {what} {where}, not {n}; ask for n={len(chosen)} "
             f"or fewer{more}"
         )
     return assemble(
@@ -99,26 +111,29 @@ def build(
         seed=seed,
         description=behaviour.description,
         source=behaviour.source,
+        split=split,
     )
 
 
-def distinct(pairs: Iterator[Pair | Example], encoder: Encoder) -> Iterator[Example]:
-    """The pairs that the tokenizer splits well, each once, until they end or nothing new comes for long."""
-    seen: set[tuple] = set()
+def distinct(pairs: Iterator[Pair | Example], encoder: Encoder, by_clean: bool) -> Iterator[Example]:
+    """The pairs that the tokenizer splits well, each (or each clean prompt) once, until they end or nothing new comes
+    for long."""
+    seen: set[Any] = set()
     idle = 0
     for pair in pairs:
         idle += 1
         if idle > PATIENCE:
             return
-        key = (pair.clean, pair.corrupted)
-        if key in seen:
+        clean, both = pair.clean, (pair.clean, pair.corrupted)
+        if both in seen or (by_clean and clean in seen):
             continue
-        seen.add(key)
+        seen.add(both)
         if isinstance(pair, Pair):
             try:
                 pair = encode_pair(pair, encoder)
             except UsageError:
                 continue
+        seen.add(clean)
         idle = 0
         yield pair
 

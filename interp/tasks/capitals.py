@@ -7,6 +7,7 @@ from random import Random
 
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import ordered_pairs
 
@@ -22,9 +23,9 @@ CAPITAL_OF = {
 }  # fmt: skip
 
 
-def pairs(rng: Random, encoder: Encoder) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half) -> Iterator[Pair]:
     """All pairs of countries, such as "The capital of France is the city of" -> " Paris"; corrupted: another one's."""
-    for country, other in ordered_pairs(list(CAPITAL_OF), rng):
+    for country, other in ordered_pairs(half(list(CAPITAL_OF)), rng):
         yield template_pair(
             "The capital of {country} is the city of",
             {"country": country},
@@ -40,4 +41,5 @@ CAPITALS = Behaviour(
     pairs=pairs,
     description="Country capitals: recalls the capital of a country.",
     source="Meng et al. 2022, Locating and Editing Factual Associations in GPT, arXiv:2202.05262",
+    content="countries",
 )

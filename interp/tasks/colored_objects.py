@@ -7,6 +7,7 @@ from random import Random
 
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import single_words
 
@@ -17,13 +18,13 @@ OBJECTS = ("pencil", "book", "cup", "ball", "key", "plate", "phone", "ring", "ba
 SHOT = "Q: On the table, I see a blue spoon, a red puzzle, and a purple coin. What color is the spoon?\nA: Blue\n"
 
 
-def pairs(rng: Random, encoder: Encoder) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half) -> Iterator[Pair]:
     """Endless pairs: one solved question as in the paper, then one of three things; corrupted: asks for another.
 
     "Q: On the table, I see a blue pencil, a black cup, and a yellow book. What color is the cup?\\nA:" -> " Black".
     """
-    objects = single_words(OBJECTS, encoder)
-    colors = [c for c in single_words(COLORS, encoder) if encoder.single(f" {c.title()}") is not None]
+    objects = single_words(half(OBJECTS), encoder)
+    colors = [c for c in single_words(half(COLORS), encoder) if encoder.single(f" {c.title()}") is not None]
     while len(objects) >= 3 and len(colors) >= 3:
         things, shades = rng.sample(objects, 3), rng.sample(colors, 3)
         asked, other = rng.sample(range(3), 2)
@@ -52,4 +53,5 @@ COLORED_OBJECTS = Behaviour(
     pairs=pairs,
     description="Colored objects: answers what color one of three listed things has.",
     source="Merullo et al. 2024, Circuit Component Reuse Across Tasks, arXiv:2310.08744",
+    content="things and colors",
 )

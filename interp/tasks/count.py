@@ -9,6 +9,7 @@ from interp.errors import UsageError, unknown_name
 from interp.models._count import CATEGORIES, FUNCTION_WORDS, NUMBERS
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Example
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["COUNT"]
@@ -16,7 +17,7 @@ __all__ = ["COUNT"]
 PLACES = 14
 
 
-def examples(rng: Random, encoder: Encoder, *, corruption: str = "all") -> Iterator[Example]:
+def examples(rng: Random, encoder: Encoder, half: Half, *, corruption: str = "all") -> Iterator[Example]:
     """Endless lists of fourteen words and a question; right is how often the category's most frequent word occurs.
 
     It occurs three to five times, the runner-up of its category twice, the most frequent word of the other category
@@ -30,9 +31,9 @@ def examples(rng: Random, encoder: Encoder, *, corruption: str = "all") -> Itera
     """
     if corruption not in ("all", "question"):
         raise unknown_name("corruption of task 'count'", corruption, ("all", "question"))
-    ids = {question: _known(encoder, words) for question, words in CATEGORIES.items()}
+    ids = {question: _known(encoder, half(words)) for question, words in CATEGORIES.items()}
     question = dict(zip(CATEGORIES, _known(encoder, CATEGORIES), strict=False))
-    numbers, function_words = _known(encoder, NUMBERS), _known(encoder, FUNCTION_WORDS)
+    numbers, function_words = _known(encoder, NUMBERS), _known(encoder, half(FUNCTION_WORDS))
     if len(question) < 2 or min(map(len, ids.values())) < 6 or len(numbers) < len(NUMBERS) or not function_words:
         raise UsageError(
             "task 'count' needs ' animal', ' food', six words of each, the numbers to six and a function word as "
@@ -102,4 +103,5 @@ COUNT = Behaviour(
     pairs=examples,
     description="Counting: how often the most frequent word of the category asked for at the end occurs.",
     source="the histogram program of Weiss et al. 2021, Thinking Like Transformers, arXiv:2106.06981, continued",
+    content="words",
 )

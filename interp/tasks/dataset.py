@@ -39,6 +39,7 @@ class Task:
         corrupted_text: the corrupted prompts as text.
         str_tokens: the clean tokens as text, for each example without padding.
         seed: what the examples were drawn with.
+        split: the half of the task's content that they were drawn from, `find` or `score`; None for all of it.
         description: the behaviour in one sentence.
         source: the paper, or the file that the examples came from.
         measure: the metric that `metric` and `per_example` compute.
@@ -64,6 +65,7 @@ class Task:
     reference: Float[Tensor, "batch vocab"] | None = None
     right_text: tuple[tuple[str, ...], ...] = ()
     wrong_text: tuple[tuple[str, ...], ...] = ()
+    split: str | None = None
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -212,7 +214,8 @@ class Task:
         length = f"{int(self.lengths[0])}" if self.aligned else f"{int(self.lengths.min())}-{int(self.lengths.max())}"
         return (
             f"Task({self.name!r}, {len(self)} examples of {length} tokens, metric {self.measure.name}, "
-            f"positions {', '.join(self.positions)}, seed {self.seed})"
+            f"positions {', '.join(self.positions)}, seed {self.seed}"
+            + (")" if self.split is None else f", split {self.split})")
         )
 
     def _repr_html_(self) -> str:

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError, unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import single_words
 
@@ -25,7 +26,7 @@ WORDS = (
 CORRUPTIONS = ("swap", "random_def")
 
 
-def pairs(rng: Random, encoder: Encoder, *, corruption: str = "swap") -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, corruption: str = "swap") -> Iterator[Pair]:
     """Endless pairs: `def port(self, load, size, file, last):` and a docstring that ends at the third `:param`.
 
     Right is the argument that the definition names third (after `self`).
@@ -36,14 +37,15 @@ def pairs(rng: Random, encoder: Encoder, *, corruption: str = "swap") -> Iterato
     """
     if corruption not in CORRUPTIONS:
         raise unknown_name("corruption", corruption, CORRUPTIONS)
-    arguments = single_words(ARGUMENTS, encoder)
+    arguments = single_words(half(ARGUMENTS), encoder)
     if len(arguments) < 8:
         raise UsageError("task 'docstring': this model's tokenizer has too few argument names that are one token")
+    functions, fillers = half(FUNCTIONS), half(WORDS)
     while True:
         a, b, c, d, *fresh = rng.sample(arguments, 8)
-        words = rng.sample(WORDS, 7)
+        words = rng.sample(fillers, 7)
         text = (
-            f"def {rng.choice(FUNCTIONS)}(self, {{a_def}}, {{b_def}}, {{c_def}}, {{d_def}}):\n"
+            f"def {rng.choice(functions)}(self, {{a_def}}, {{b_def}}, {{c_def}}, {{d_def}}):\n"
             f'    """{words[0]} {words[1]} {words[2]}\n\n'
             f"    :param {{a_doc}}: {words[3]} {words[4]}\n    :param {{b_doc}}: {words[5]} {words[6]}\n    :param"
         )
@@ -61,4 +63,5 @@ DOCSTRING = Behaviour(
     pairs=pairs,
     description="Docstring: names the function's next argument in a Python docstring.",
     source="Heimersheim and Janiak 2023, A circuit for Python docstrings in a 4-layer attention-only transformer",
+    content="arguments, functions and words",
 )

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError, unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import single_words
 
@@ -21,7 +22,7 @@ WORDINGS = {"contains": "Box {box} contains the {object}", "in": "the {object} i
 LABELS = "BCDEFGHJKLMNPQRSTVWXZ"
 
 
-def pairs(rng: Random, encoder: Encoder, *, boxes: int = 7, wording: str = "contains") -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, boxes: int = 7, wording: str = "contains") -> Iterator[Pair]:
     """Endless pairs such as "Box F contains the apple, Box Q contains the watch. Box F contains the" -> " apple".
 
     The corrupted prompt asks for another box; no prompt moves a thing.
@@ -33,7 +34,7 @@ def pairs(rng: Random, encoder: Encoder, *, boxes: int = 7, wording: str = "cont
     """
     if wording not in WORDINGS:
         raise unknown_name("wording", wording, WORDINGS)
-    objects, labels = single_words(OBJECTS, encoder), single_words(LABELS, encoder)
+    objects, labels = single_words(half(OBJECTS), encoder), single_words(half(LABELS), encoder)
     if not 2 <= boxes <= min(len(objects), len(labels)):
         raise UsageError(f"task 'entity_tracking' takes 2 to {min(len(objects), len(labels))} boxes, got {boxes}")
     while True:
@@ -70,4 +71,5 @@ ENTITY_TRACKING = Behaviour(
     description="Entity tracking: recalls which thing was said to be in the box that is asked for.",
     source="Kim and Schuster 2023, arXiv:2305.02363; Prakash et al. 2024, Fine-Tuning Enhances Existing Mechanisms, "
     "arXiv:2402.14811",
+    content="things and boxes",
 )

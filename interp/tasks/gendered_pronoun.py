@@ -7,6 +7,7 @@ from random import Random
 
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import MEN, WOMEN, single_words
 
@@ -18,15 +19,16 @@ PRAISE = (
 )  # fmt: skip
 
 
-def pairs(rng: Random, encoder: Encoder) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half) -> Iterator[Pair]:
     """Endless pairs such as "So Mary is such a good cook, isn't" -> " she"; corrupted: a name of the other gender."""
-    women, men = single_words(WOMEN, encoder), single_words(MEN, encoder)
+    women, men = single_words(half(WOMEN), encoder), single_words(half(MEN), encoder)
+    praise = half(PRAISE)
     while women and men:
         people = [(rng.choice(women), " she"), (rng.choice(men), " he")]
         rng.shuffle(people)
         (name, right), (other, wrong) = people
         yield template_pair(
-            f"So {{name}} is such a {rng.choice(PRAISE)}, isn't",
+            f"So {{name}} is such a {rng.choice(praise)}, isn't",
             {"name": name},
             {"name": other},
             [right],
@@ -40,4 +42,5 @@ GENDERED_PRONOUN = Behaviour(
     pairs=pairs,
     description="Gendered pronoun: continues a tag question with the pronoun that goes with the name.",
     source="Mathwin et al. 2023, Identifying a Preliminary Circuit for Predicting Gendered Pronouns in GPT-2 Small",
+    content="names and praise",
 )

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError, unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Example
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["INDUCTION"]
@@ -17,7 +18,7 @@ CORRUPTIONS = ("successor", "previous", "query", "order")
 
 
 def examples(
-    rng: Random, encoder: Encoder, *, length: int | None = None, corruption: str = "successor"
+    rng: Random, encoder: Encoder, half: Half, *, length: int | None = None, corruption: str = "successor"
 ) -> Iterator[Example]:
     """Endless sequences of different random tokens, the first half of which comes again.
 
@@ -34,7 +35,7 @@ def examples(
             replaced by another earlier one; it shows the query. "order": the same tokens in another order, which
             changes all of these at once.
     """
-    vocabulary, before = encoder.vocabulary, len(encoder.prefix)
+    vocabulary, before = half(encoder.vocabulary), len(encoder.prefix)
     room = encoder.context - before if encoder.context else 10**9
     most = min(len(vocabulary) - 1, room * 2 // 3)
     length = min(LENGTH, most) if length is None else length
@@ -94,4 +95,5 @@ INDUCTION = Behaviour(
     pairs=examples,
     description="Induction: in random tokens that repeat, the last one is followed by what followed it before.",
     source="Olsson et al. 2022, In-context Learning and Induction Heads, arXiv:2209.11895",
+    content="tokens",
 )

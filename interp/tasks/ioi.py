@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError, unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import NAMES, single_words
 
@@ -25,7 +26,7 @@ CORRUPTIONS = ("s2", "abc", "names")
 ORDERS = ("abba", "baba", "both")
 
 
-def pairs(rng: Random, encoder: Encoder, *, corruption: str = "s2", order: str = "abba") -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, corruption: str = "s2", order: str = "abba") -> Iterator[Pair]:
     """Endless pairs such as "When Mary and John went to the store, John gave a drink to" -> " Mary".
 
     Args:
@@ -39,8 +40,8 @@ def pairs(rng: Random, encoder: Encoder, *, corruption: str = "s2", order: str =
         raise unknown_name("corruption", corruption, CORRUPTIONS)
     if order not in ORDERS:
         raise unknown_name("order", order, ORDERS)
-    names = single_words(NAMES, encoder)
-    places, objects = single_words(PLACES, encoder), single_words(OBJECTS, encoder)
+    names = single_words(half(NAMES), encoder)
+    places, objects = single_words(half(PLACES), encoder), single_words(half(OBJECTS), encoder)
     if len(names) < 3 or not (places and objects):
         raise UsageError("task 'ioi': this model's tokenizer has too few names or words that are one token")
     while True:
@@ -68,4 +69,5 @@ IOI = Behaviour(
     pairs=pairs,
     description="Indirect object identification: of two people, the one who is not named again receives the thing.",
     source="Wang et al. 2022, Interpretability in the Wild, arXiv:2211.00593",
+    content="names, places and things",
 )

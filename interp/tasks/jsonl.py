@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from interp.errors import UsageError
+from interp.tasks.corpora import documents
 from interp.tasks.dataset import Task
 from interp.tasks.metrics import Metric
 from interp.tasks.pairs import Example, Pair, assemble, encode_pair
@@ -33,6 +35,7 @@ def load_jsonl(
     n: int | None = None,
     metric: str | Metric | Callable = "logit_diff",
     seed: int = 0,
+    split: str | None = None,
 ) -> Task:
     """The task in a file of one JSON object a line.
 
@@ -44,6 +47,8 @@ def load_jsonl(
         n: how many lines to take at most, None for all.
         metric: a name from `METRICS`, a `Metric` or a function of the end logits.
         seed: kept with the task; nothing is drawn.
+        split: `find` or `score` takes one half of the clean prompts, each of them once, by their text alone as
+            `interp.tasks.documents` does; None takes all lines.
 
     Returns:
         A task named after the file, whose lengths may differ.
@@ -54,15 +59,11 @@ def load_jsonl(
     path = Path(path)
     if n is not None and n < 1:
         raise UsageError(f"task {str(path)!r} needs at least one example, got n={n}")
-    given, encoder = lines(path), Encoder(model)
+    encoder = Encoder(model)
     examples: list[Example] = []
-    for number, line in enumerate(given, start=1):
-        if not line.strip():
-            continue
-        if n is not None and len(examples) == n:
-            break
+    for number, pair in islice(own(pairs_of(path), split, path), n):
         try:
-            examples.append(encode_pair(parse(line), encoder))
+            examples.append(encode_pair(pair, encoder))
         except UsageError as error:
             raise UsageError(f"{path}, line {number}: {error}") from error
     if not examples:
@@ -76,6 +77,7 @@ def load_jsonl(
             seed=seed,
             description=f"{len(examples)} pairs from {path.name}.",
             source=path.name,
+            split=split,
         )
     except UsageError as error:
         raise UsageError(f"{path}: {error}") from error
@@ -93,6 +95,30 @@ def lines(path: Path) -> list[str]:
         raise UsageError(f"can't read the task file {str(path)!r}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UsageError(f"the task file {str(path)!r} is not UTF-8 text") from error
+
+
+def pairs_of(path: Path) -> Iterator[tuple[int, Pair]]:
+    """The pairs with their lines' numbers, each read when it is asked for."""
+    for number, line in enumerate(lines(path), start=1):
+        if line.strip():
+            try:
+                yield number, parse(line)
+            except UsageError as error:
+                raise UsageError(f"{path}, line {number}: {error}") from error
+
+
+def own(pairs: Iterator[tuple[int, Pair]], split: str | None, path: Path) -> Iterator[tuple[int, Pair]]:
+    """The pairs of a split, each clean prompt once."""
+    if split is None:
+        yield from pairs
+        return
+    once: dict[str, tuple[int, Pair]] = {}
+    for number, pair in pairs:
+        once.setdefault(pair.clean, (number, pair))
+    if len(once) < 2:
+        raise UsageError(f"the task file {str(path)!r} has {len(once)} clean prompts, and a split needs two")
+    kept = documents(list(once), split)
+    yield from (once[clean] for clean in kept)
 
 
 def parse(line: str) -> Pair:

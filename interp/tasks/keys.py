@@ -16,6 +16,7 @@ from typing import Any
 from interp.errors import UsageError
 from interp.tasks.corpora import documents
 from interp.tasks.needles import NeedleSample
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["KeySample", "key_samples"]
@@ -27,7 +28,10 @@ _NAMES = (
     "tin soldier, velvet curtain, walnut desk, wicker basket, woollen glove, yellow canoe, zinc bucket"
 )
 _THINGS = tuple(_NAMES.split(", "))
-_NOISE = "The river is wide. The bread is warm. The road goes north. We walk along. It is quiet and then it rains. "
+_NOISE = (
+    "The river is wide. The bread is warm. The road goes north. We walk along. It is quiet and then it rains. ",
+    "A bird sings outside. Some houses are old. They sit by that fire. My coat was torn. Snow fell before you came. ",
+)
 _INTRO = "Some numbers are hidden in the following text. Remember them, you will be asked for one.\n"
 _FACT = "The number of the {thing} is {number}."
 _QUESTION = "\nWhat is the number of the {thing} in the text? "
@@ -47,6 +51,7 @@ class KeySample:
         number: Its number.
         keys: How many things have numbers.
         spans: Where each sentence with a number stands in the context, the one that is asked for first.
+        split: What things, numbers and haystacks it was made from, see `key_samples`.
     """
 
     context: tuple[int, ...]
@@ -57,6 +62,7 @@ class KeySample:
     number: str
     keys: int
     spans: tuple[tuple[int, int], ...]
+    split: str | None = None
 
     @property
     def prompt(self) -> tuple[int, ...]:
@@ -77,6 +83,7 @@ class KeySample:
             depth=first / len(self.context),
             name=self.thing,
             control=self.control,
+            split=self.split,
         )
 
 
@@ -89,6 +96,7 @@ def key_samples(
     haystack: str | Path | Sequence[str] = "noise",
     digits: int = 5,
     seed: int = 0,
+    split: str | None = None,
 ) -> list[KeySample]:
     """Prompts of one length with so many keys, at random depths; the same call gives the same ones.
 
@@ -100,27 +108,40 @@ def key_samples(
         haystack: ``noise`` (the same five sentences over and over), or text as `interp.tasks.corpus` takes it.
         digits: Of a number.
         seed: Of things, numbers, depths and the haystack's beginning.
+        split: ``find`` or ``score``: one half of the things, numbers and haystacks (documents, or five sentences of
+            noise for each), so that the contexts of the two have nothing in common but how they begin; None for all.
 
     Raises:
         UsageError: Sizes below 1, more keys than there are things, or a length without room for them.
     """
-    if not 1 <= keys <= len(_THINGS) or n < 1 or digits < 1:
-        raise UsageError(f"ask for 1 to {len(_THINGS)} keys and at least 1 prompt and digit, got {keys}, {n}, {digits}")
+    half = Half(split)
+    things = half(_THINGS)
+    if not 1 <= keys <= len(things) or n < 1 or digits < 1:
+        where = "" if split is None else f" in the split {split!r}"
+        raise UsageError(
+            f"ask for 1 to {len(things)} keys{where} and at least 1 prompt and digit, got {keys}, {n}, {digits}"
+        )
     encoder, rng = Encoder(model), random.Random(seed)
-    texts = None if haystack == "noise" else documents(haystack)
-    return [_sample(encoder, length, keys, digits, texts, rng) for _ in range(n)]
+    numbers = half(range(10 ** (digits - 1), 10**digits))
+    texts = half(_NOISE)[0] if haystack == "noise" else documents(haystack, split)
+    return [_sample(encoder, length, rng.sample(things, keys), numbers, texts, rng, split) for _ in range(n)]
 
 
 def _sample(
-    encoder: Encoder, length: int, keys: int, digits: int, texts: list[str] | None, rng: random.Random
+    encoder: Encoder,
+    length: int,
+    things: Sequence[str],
+    pool: Sequence[int],
+    texts: str | list[str],
+    rng: random.Random,
+    split: str | None,
 ) -> KeySample:
     skip = len(encoder.prefix)
 
     def ids(text: str) -> tuple[int, ...]:
         return encoder.encode(text).ids[skip:]
 
-    things = rng.sample(_THINGS, keys)
-    numbers = [str(rng.randrange(10 ** (digits - 1), 10**digits)) for _ in things]
+    keys, numbers = len(things), [str(rng.choice(pool)) for _ in things]
     before, after = _turn(encoder)
     opening = (*before, *ids(_INTRO))
     question = (*ids(_QUESTION.format(thing=things[0])), *after, *ids(_ANSWER.format(thing=things[0])))
@@ -149,6 +170,7 @@ def _sample(
         number=numbers[0],
         keys=keys,
         spans=tuple(spans[which] for which in range(keys)),
+        split=split,
     )
 
 
@@ -166,8 +188,9 @@ def _turn(encoder: Encoder) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return encoder.encode(before).ids[skip:], encoder.encode(after).ids[skip:]
 
 
-def _haystack(texts: list[str] | None, room: int, rng: random.Random) -> str:
-    if texts is None:
-        return _NOISE * (room // 8 + 1)
+def _haystack(texts: str | list[str], room: int, rng: random.Random) -> str:
+    """So much of the noise, or of a text."""
+    if isinstance(texts, str):
+        return texts * (room // 8 + 1)
     text = rng.choice([text for text in texts if len(text) > 12 * room] or texts)
     return text[rng.randrange(max(1, len(text) - 12 * room)) :]

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import single_words
 
@@ -19,7 +20,7 @@ ITEMS = (
 )  # fmt: skip
 
 
-def pairs(rng: Random, encoder: Encoder, *, items: int = 3) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, items: int = 3) -> Iterator[Pair]:
     """Endless pairs such as "... a shirt, a towel, and a hat. ... the hat and the shirt, but forgot the" -> " towel".
 
     The paper's task is to recall the item of a list that was not repeated; the wording here is our own. In the
@@ -28,7 +29,7 @@ def pairs(rng: Random, encoder: Encoder, *, items: int = 3) -> Iterator[Pair]:
     Args:
         items: how many the list has (the paper has 3 to 10).
     """
-    words = single_words(ITEMS, encoder)
+    words = single_words(half(ITEMS), encoder)
     if not 3 <= items < len(words):
         raise UsageError(f"task 'laundry_list' takes 3 to {len(words) - 1} items, got {items}")
     while True:
@@ -54,4 +55,5 @@ LAUNDRY_LIST = Behaviour(
     pairs=pairs,
     description="Laundry list: recalls the one item of a list that is not mentioned again.",
     source="Merullo et al. 2024, Talking Heads: Understanding Inter-layer Communication, arXiv:2406.09519",
+    content="things",
 )

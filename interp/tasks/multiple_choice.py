@@ -7,6 +7,7 @@ from random import Random
 
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["MULTIPLE_CHOICE"]
@@ -26,14 +27,15 @@ SHOTS = (
 LETTERS = ("A", "B")
 
 
-def pairs(rng: Random, encoder: Encoder) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half) -> Iterator[Pair]:
     """Endless pairs: two solved questions, then one of two options; corrupted: the options change places.
 
     "Question: Which of these is a fruit?\\n (A) horse\\n (B) peach\\nAnswer: (" -> "B".
     """
+    kinds = {kind: half(words) for kind, words in KINDS.items()}
     while True:
-        kind, unlike = rng.sample(list(KINDS), 2)
-        options = [rng.choice(KINDS[kind]), rng.choice(KINDS[unlike])]
+        kind, unlike = rng.sample(list(kinds), 2)
+        options = [rng.choice(kinds[kind]), rng.choice(kinds[unlike])]
         right, wrong = LETTERS if rng.random() < 0.5 else LETTERS[::-1]
         if right == "B":
             options.reverse()
@@ -52,4 +54,5 @@ MULTIPLE_CHOICE = Behaviour(
     pairs=pairs,
     description="Multiple choice: gives the letter of the option that answers the question.",
     source="Lieberum et al. 2023, Does Circuit Analysis Interpretability Scale?, arXiv:2307.09458",
+    content="options",
 )

@@ -15,9 +15,10 @@ from typing import Any
 
 from interp.errors import UsageError
 from interp.tasks.corpora import documents
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
-__all__ = ["NEEDLES", "Needle", "NeedleSample", "needle_samples", "rouge_recall"]
+__all__ = ["NEEDLES", "OTHER_NEEDLES", "Needle", "NeedleSample", "needle_samples", "rouge_recall"]
 
 _ASK = "\n\nBased on the text above, answer the question.\nQuestion: {question}"
 _PLAIN_END = "\nAnswer:"
@@ -91,6 +92,50 @@ NEEDLES = (
 )
 """Short and long answers about people and places that don't exist."""
 
+OTHER_NEEDLES = (
+    Needle(
+        "The number on the iron gate of Castle Brumme is 58314.",
+        "What is the number on the iron gate of Castle Brumme?",
+        "58314",
+    ),
+    Needle(
+        "The motto of the Wexmoor Rowing Club is velvet lightning.",
+        "What is the motto of the Wexmoor Rowing Club?",
+        "velvet lightning",
+    ),
+    Needle(
+        "The old parrot of the baker in Sundrey answers to Leopold.",
+        "Which name does the old parrot of the baker in Sundrey answer to?",
+        "Leopold",
+    ),
+    Needle(
+        "Every morning Doctor Halvard Pym has roasted chestnuts with plum jam.",
+        "What does Doctor Halvard Pym have every morning?",
+        "roasted chestnuts with plum jam",
+    ),
+    Needle(
+        "Agnes Tolliver built her telescope from silver spoons and window glass.",
+        "What did Agnes Tolliver build her telescope from?",
+        "silver spoons and window glass",
+    ),
+    Needle(
+        "The letters of Count Ferrand are hidden inside the hollow clock above the kitchen stairs.",
+        "Where are the letters of Count Ferrand hidden?",
+        "inside the hollow clock above the kitchen stairs",
+    ),
+    Needle(
+        "Children in Mirebank carry a lantern to school because their first teacher got lost on a foggy winter evening.",
+        "Why do children in Mirebank carry a lantern to school?",
+        "their first teacher got lost on a foggy winter evening",
+    ),
+    Needle(
+        "Visitors to Ostrava Hill should climb the wooden tower before breakfast and count the sailing ships in the bay.",
+        "What should visitors to Ostrava Hill do?",
+        "climb the wooden tower before breakfast and count the sailing ships in the bay",
+    ),
+)
+"""As many more, for what findings are tried on."""
+
 
 @dataclass(frozen=True, eq=False)
 class NeedleSample:
@@ -104,6 +149,7 @@ class NeedleSample:
         depth: how deep in the haystack the needle stands, from 0 to 1.
         name: of the needle.
         control: the same prompt without haystack and needle, to see what the model knows by itself; may be empty.
+        split: what needles and haystacks it was made from, see `needle_samples`.
 
     Raises:
         UsageError: a span outside of the prompt, or a depth outside of [0, 1].
@@ -116,6 +162,7 @@ class NeedleSample:
     depth: float = 0.5
     name: str = "needle"
     control: tuple[int, ...] = ()
+    split: str | None = None
 
     def __post_init__(self) -> None:
         first, stop = self.span
@@ -144,6 +191,7 @@ def needle_samples(
     *,
     chat: bool | None = None,
     seed: int = 0,
+    split: str | None = None,
 ) -> list[NeedleSample]:
     """Prompts of every length and depth, each with a needle of its own and a stretch of the haystack of its own.
 
@@ -154,12 +202,14 @@ def needle_samples(
         haystack: a corpus's name, a ``.txt`` or ``.jsonl`` file, or texts, see `interp.tasks.corpus`.
         lengths: tokens of a whole prompt, question included.
         depths: where in the haystack, 0 at its start and 1 at its end.
-        needles: facts; `NEEDLES` unless given. All are used equally often, in random order.
+        needles: facts; `NEEDLES` unless given, for ``score`` `OTHER_NEEDLES`. All are used equally often, in random order.
         n: prompts of each length and depth.
         chat: put the prompt into the tokenizer's chat template, or have a plain text that ends in "Answer:". Unless
             given, the template is used if there is one: without it SmolLM2-135M-Instruct ends most answers before
             they begin (1 of 24 needles found in 256 and 512 tokens, 17 of 24 with it).
         seed: of the stretches and of the order of the needles.
+        split: ``find`` or ``score``, which have no needle and no document in common; needles that are given are used as
+            they are. None takes all documents.
 
     Returns:
         ``len(lengths) * len(depths) * n`` samples.
@@ -170,7 +220,7 @@ def needle_samples(
 
     Reference: Wu et al. 2024 (arXiv 2404.15574), section 2.
     """
-    needles = NEEDLES if needles is None else tuple(needles)
+    needles = Half(split)((NEEDLES, OTHER_NEEDLES))[0] if needles is None else tuple(needles)
     for what, given in (("lengths", lengths), ("depths", depths), ("needles", needles)):
         if not len(given):
             raise UsageError(f"{what} must not be empty")
@@ -180,13 +230,13 @@ def needle_samples(
         _check_depth(depth)
     writer = _Writer(model, chat)
     writer.check(needles, lengths)
-    texts, rng = documents(haystack), random.Random(seed)
+    texts, rng = documents(haystack, split), random.Random(seed)
     cells = [(length, float(depth)) for length in lengths for depth in depths for _ in range(n)]
     order: list[Needle] = []
     while len(order) < len(cells):
         order += rng.sample(needles, len(needles))
     return [
-        writer.write(needle, _stretch(texts, 12 * length, rng), length, depth)
+        writer.write(needle, _stretch(texts, 12 * length, rng), length, depth, split)
         for (length, depth), needle in zip(cells, order, strict=False)
     ]
 
@@ -253,7 +303,7 @@ class _Writer:
             if (limit := self.encoder.context) is not None and length > limit:
                 raise UsageError(f"a length of {length} tokens is more than the {limit} that the model reads")
 
-    def write(self, needle: Needle, text: str, length: int, depth: float) -> NeedleSample:
+    def write(self, needle: Needle, text: str, length: int, depth: float, split: str | None) -> NeedleSample:
         """One prompt of exactly so many tokens."""
         (fact, (first, stop)), ask = self._fact(needle), self._ask(needle)
         room = length - len(self.prefix) - len(fact) - len(ask)
@@ -273,6 +323,7 @@ class _Writer:
             depth=depth,
             name=needle.answer,
             control=(*self.prefix, *ask),
+            split=split,
         )
 
     def _fact(self, needle: Needle) -> tuple[tuple[int, ...], tuple[int, int]]:

@@ -222,6 +222,7 @@ def assemble(
     seed: int,
     description: str,
     source: str,
+    split: str | None = None,
 ) -> Task:
     """The examples as one `Task`, right-padded to the longest.
 
@@ -255,6 +256,7 @@ def assemble(
         measure=metric(measure),
         right_text=tuple(encoder.decode(e.right) for e in examples),
         wrong_text=tuple(encoder.decode(e.wrong) for e in examples),
+        split=split,
     )
 
 

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import UsageError
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Example
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["REVERSE"]
@@ -15,7 +16,7 @@ __all__ = ["REVERSE"]
 SEPARATOR = " |"
 
 
-def examples(rng: Random, encoder: Encoder, *, length: int = 6, said: int = 3) -> Iterator[Example]:
+def examples(rng: Random, encoder: Encoder, half: Half, *, length: int = 6, said: int = 3) -> Iterator[Example]:
     """Endless sequences of different random tokens, a separator, and the last `said` of them backwards.
 
     Right is the token before the one said last. The corrupted prompt has the same tokens in another order, such that
@@ -29,7 +30,7 @@ def examples(rng: Random, encoder: Encoder, *, length: int = 6, said: int = 3) -
     separator = encoder.single(SEPARATOR)
     if separator is None or separator not in encoder.vocabulary:
         raise UsageError(f"task 'reverse' needs {SEPARATOR!r} as a single token; this model's tokenizer has none")
-    vocabulary = [token for token in encoder.vocabulary if token != separator]
+    vocabulary = half([token for token in encoder.vocabulary if token != separator])
     before = len(encoder.prefix)
     room = encoder.context or 10**9
     if not 2 <= said < length or length > len(vocabulary) or before + length + 1 + said > room:
@@ -70,4 +71,5 @@ REVERSE = Behaviour(
     pairs=examples,
     description="Reversal: after a separator, random tokens are said again in the opposite order.",
     source="the reversal program of Weiss et al. 2021, Thinking Like Transformers, arXiv:2106.06981",
+    content="tokens",
 )

@@ -8,6 +8,7 @@ from random import Random
 from interp.errors import unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import single_words
 
@@ -23,7 +24,7 @@ SINGULAR = (" is", " was", " has")
 PLURAL = (" are", " were", " have")
 
 
-def pairs(rng: Random, encoder: Encoder, *, attractor: str | None = None) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, attractor: str | None = None) -> Iterator[Pair]:
     """Endless pairs such as "The keys near the table" -> " are"; corrupted: the subject in the other number.
 
     Args:
@@ -32,9 +33,10 @@ def pairs(rng: Random, encoder: Encoder, *, attractor: str | None = None) -> Ite
     """
     if attractor not in (None, "singular", "plural"):
         raise unknown_name("attractor", str(attractor), ("singular", "plural"))
-    subjects = [s for s in SUBJECTS if len(single_words((s, plural(s)), encoder)) == 2]
+    subjects = [s for s in half(SUBJECTS) if len(single_words((s, plural(s)), encoder)) == 2]
+    nouns = half(NOUNS)
     while subjects:
-        subject, noun, preposition = rng.choice(subjects), rng.choice(NOUNS), rng.choice(PREPOSITIONS)
+        subject, noun, preposition = rng.choice(subjects), rng.choice(nouns), rng.choice(PREPOSITIONS)
         if subject == noun:
             continue
         many_between = rng.random() < 0.5 if attractor is None else attractor == "plural"
@@ -61,4 +63,5 @@ SUBJECT_VERB_AGREEMENT = Behaviour(
     description="Subject-verb agreement: the verb has the number of the subject, across a noun in between.",
     source="Linzen et al. 2016, Assessing the Ability of LSTMs to Learn Syntax-Sensitive Dependencies, "
     "arXiv:1611.01368",
+    content="nouns",
 )

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-from interp.errors import unknown_name
+from interp.errors import UsageError, unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 
 __all__ = ["SUCCESSOR"]
@@ -25,7 +26,7 @@ SERIES = {
 SHOWN = 3
 
 
-def pairs(rng: Random, encoder: Encoder, *, kind: str | None = None) -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, kind: str | None = None) -> Iterator[Pair]:
     """Endless pairs such as "Monday, Tuesday, Wednesday," -> " Thursday"; corrupted: another stretch of the series.
 
     Days and months go round, numbers don't.
@@ -35,8 +36,11 @@ def pairs(rng: Random, encoder: Encoder, *, kind: str | None = None) -> Iterator
     """
     if kind is not None and kind not in SERIES:
         raise unknown_name("kind", kind, SERIES)
+    kinds = half(list(SERIES))
+    if kind is not None and kind not in kinds:
+        raise UsageError(f"task 'successor' of kind {kind!r} is in the other split; this one has {', '.join(kinds)}")
     while True:
-        name = kind or rng.choice(list(SERIES))
+        name = rng.choice(kinds) if kind is None else kind
         series = SERIES[name]
         starts = len(series) - (SHOWN if name == "numbers" else 0)
         here, there = (stretch(series, start) for start in rng.sample(range(starts), 2))
@@ -60,4 +64,5 @@ SUCCESSOR = Behaviour(
     pairs=pairs,
     description="Successor: continues a stretch of days, months or number words.",
     source="Gould et al. 2023, Successor Heads, arXiv:2312.09230",
+    content="series",
 )

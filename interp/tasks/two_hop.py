@@ -9,6 +9,7 @@ from interp.errors import unknown_name
 from interp.tasks.behaviour import Behaviour
 from interp.tasks.capitals import CAPITAL_OF
 from interp.tasks.pairs import Pair, template_pair
+from interp.tasks.splits import Half
 from interp.tasks.tokens import Encoder
 from interp.tasks.words import ordered_pairs
 
@@ -39,7 +40,7 @@ RELATIONS = {
 }
 
 
-def pairs(rng: Random, encoder: Encoder, *, relation: str = "language") -> Iterator[Pair]:
+def pairs(rng: Random, encoder: Encoder, half: Half, *, relation: str = "language") -> Iterator[Pair]:
     """All pairs of cities in different countries, the corrupted prompt naming the other city.
 
     Args:
@@ -49,7 +50,7 @@ def pairs(rng: Random, encoder: Encoder, *, relation: str = "language") -> Itera
     if relation not in RELATIONS:
         raise unknown_name("relation", relation, RELATIONS)
     template, answer_of = RELATIONS[relation]
-    cities = [(city, country) for country, list_ in CITIES_IN.items() for city in list_]
+    cities = [(city, country) for country in half(list(CITIES_IN)) for city in CITIES_IN[country]]
     for (city, country), (other, elsewhere) in ordered_pairs(cities, rng):
         if country != elsewhere:
             yield template_pair(
@@ -67,4 +68,5 @@ TWO_HOP = Behaviour(
     pairs=pairs,
     description="Two-hop facts: recalls the country of a city, then a fact about that country.",
     source="Yang et al. 2024, Do LLMs Latently Perform Multi-Hop Reasoning?, arXiv:2402.16837",
+    content="countries and their cities",
 )

@@ -28,6 +28,7 @@ from interp.results import HeadScores, scores
 from interp.results.findings import Head
 from interp.tasks.corpora import corpus
 from interp.tasks.needles import NeedleSample
+from interp.tasks.splits import half_of_corpus
 from interp.tasks.tokens import Encoder
 
 __all__ = ["ZeroHeads", "retrieval_causality"]
@@ -105,7 +106,7 @@ def retrieval_causality(
         raise UsageError(f"ks must be numbers of heads from 0 on and draws at least 1, got ks={ks} and draws={draws}")
     controls = [_controls(finding, sizes[-1], np.random.default_rng([seed, draw])) for draw in range(draws)]
     parts = verified(model)
-    plain = corpus(text, model, texts, length, seed).to(parts.device)
+    plain = corpus(text, model, texts, length, seed, split=half_of_corpus(text, "score")).to(parts.device)
     used = [answer for answer in answers(model, samples, steps) if answer.found]
     if not used:
         raise InterpError(

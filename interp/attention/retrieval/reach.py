@@ -26,6 +26,7 @@ from interp.errors import InterpError, UsageError, unknown_name
 from interp.results import scores
 from interp.results.findings import HeadImportance
 from interp.tasks.keys import KeySample, key_samples
+from interp.tasks.splits import one_split
 
 __all__ = ["head_reach"]
 
@@ -43,6 +44,7 @@ def head_reach(
     haystack: str = "noise",
     n: int = 8,
     seed: int = 0,
+    split: str | None = "find",
 ) -> HeadImportance:
     """How much the loss of an answer rises when a key-value head sees only sinks and a window.
 
@@ -57,7 +59,7 @@ def head_reach(
         where: ``answer`` (question and answer) or ``prompt`` (context and question; takes some ten times as long).
         sinks: tokens at the start that a cut head still sees.
         window: recent tokens that it still sees, the query's own among them.
-        keys, length, haystack, n, seed: of the samples; of several lengths, `n` each.
+        keys, length, haystack, n, seed, split: of the samples; of several lengths, `n` each.
 
     Returns:
         The finding, by method ``reach``: ``scores`` "layer head", in nats a token of the answer. Query heads that share
@@ -79,7 +81,8 @@ def head_reach(
     asked: dict[str, Any]
     if samples is None:
         sizes = [length] if isinstance(length, int) else length
-        samples = [one for size in sizes for one in key_samples(model, size, keys, n, haystack=haystack, seed=seed)]
+        options: dict[str, Any] = {"haystack": haystack, "seed": seed, "split": split}
+        samples = [one for size in sizes for one in key_samples(model, size, keys, n, **options)]
         asked = {"haystack": haystack, "seed": seed}
     else:
         asked = {"haystack": "given with the samples"}
@@ -121,6 +124,7 @@ def head_reach(
             "samples": len(samples),
             "lengths": sorted({len(sample.prompt) for sample in samples}),
             **asked,
+            "split": one_split(samples),
             "recall": len(harms) / len(samples),
             "loss": float(np.mean(losses)),
         },

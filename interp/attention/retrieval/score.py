@@ -21,6 +21,7 @@ from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError
 from interp.results import RetrievalHeads, scores
 from interp.tasks.needles import Needle, NeedleSample, needle_samples
+from interp.tasks.splits import one_split
 
 __all__ = ["needle_recall", "retrieval_heads"]
 
@@ -42,6 +43,7 @@ def retrieval_heads(
     steps: int = STEPS,
     threshold: float = 0.1,
     seed: int = 0,
+    split: str | None = "find",
 ) -> RetrievalHeads:
     """Finds the heads that copy a needle out of its haystack, over lengths, depths and needles.
 
@@ -62,7 +64,8 @@ def retrieval_heads(
         chat: whether prompts stand in the chat template; unless given, if there is one.
         steps: tokens that an answer may take.
         threshold: the score from which on a head counts as a retrieval head, 0.1 in the paper.
-        seed: of the samples, the bootstrap and the splits.
+        seed: of the samples, the bootstrap and the random halves.
+        split: of the needles and haystacks, see `needle_samples`.
 
     Returns:
         A finding with the evidence
@@ -86,7 +89,7 @@ def retrieval_heads(
         raise UsageError(f"the threshold must be in (0, 1], got {threshold}")
     asked: dict[str, Any] = {"haystack": "given with the samples"}
     if samples is None:
-        samples = needle_samples(model, haystack, lengths, depths, needles, n, chat=chat, seed=seed)
+        samples = needle_samples(model, haystack, lengths, depths, needles, n, chat=chat, seed=seed, split=split)
         asked = {
             "haystack": str(haystack) if isinstance(haystack, str | Path) else f"{len(haystack)} texts",
             "n": n,
@@ -107,6 +110,7 @@ def retrieval_heads(
         threshold=threshold,
         settings={
             **asked,
+            "split": one_split(samples),
             "lengths": recall["length"].values.tolist(),
             "depths": recall["depth"].values.tolist(),
             "needles": sorted({sample.name for sample in samples}),

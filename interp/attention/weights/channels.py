@@ -187,6 +187,7 @@ def scale_channels(
         task=task.name,
         n=len(task),
         seed=task.seed,
+        split=task.split,
         model=str(model.cfg.model_name),
         fingerprint=experiment.fingerprint,
         seconds=round(time.perf_counter() - began, 3),

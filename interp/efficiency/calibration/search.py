@@ -93,6 +93,7 @@ def search_heads(
             "task": task.name,
             "n": len(task),
             "seed": task.seed,
+            "split": task.split,
             "metric": task.measure.name,
             "budget": budget,
             "alpha": alpha,

@@ -17,6 +17,7 @@ from interp.efficiency.kv_cache.stores import Full
 from interp.efficiency.kv_cache.top import View
 from interp.tasks.corpora import corpus
 from interp.upstream import cached
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["attention_spread", "shared_out"]
 
@@ -54,7 +55,7 @@ def attention_spread(
     """
     shape = geometry(model)
     length = min(length, shape.context)
-    tokens = corpus(text, model, 1, length, seed).to(model.device)
+    tokens = corpus(text, model, 1, length, seed, split=half_of_corpus(text, "find")).to(model.device)
     stores = [_Spread(last) for _ in shape.layers]
     parts = [_one(store, len(groups)) for store, groups in zip(stores, shape.groups, strict=True)]
     cache = KVCache("spread", [partial(list, [part]) for part in parts], [len(g) for g in shape.groups])

@@ -22,6 +22,7 @@ from interp.efficiency.pruning.choosing import Choice, choose_neurons
 from interp.efficiency.pruning.method import ScoredPruning
 from interp.errors import UsageError
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["ActivationNormPruning", "input_norms"]
 
@@ -58,7 +59,7 @@ class ActivationNormPruning(ScoredPruning):
 
     def scores(self, model: PreTrainedModel) -> np.ndarray:
         body = anatomy(model)
-        tokens = corpus(self.source, model, self.n, self.length, self.seed)
+        tokens = corpus(self.source, model, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find"))
         parts = {layer: body.mlp(layer) for layer in body.layers if body.mlp(layer).neurons}
         norms = input_norms(model, tokens, {layer: part.output for layer, part in parts.items()}, self.skip)
         width = max(max(part.neurons) for part in parts.values()) + 1

@@ -32,6 +32,7 @@ from interp.errors import UsageError
 from interp.results.finding import Finding, HeadScores
 from interp.results.findings import NeuronRelevance
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["MultiPruner", "block_parameters"]
 
@@ -109,7 +110,9 @@ class MultiPruner(PruningMethod):
         hf = self.ready(model)
         if self.budget == 1:
             return self.made(hf, Choice(Removal()), name)
-        tokens = corpus(self.source, hf, self.n, self.length, self.seed).to(hf.device)
+        tokens = corpus(self.source, hf, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find")).to(
+            hf.device
+        )
         neurons = change(self._order(hf))
         heads = MagnitudePruning().scores(hf) if self.importance is None else self.importance.scores.values
         heads, whole, gone = change(heads), block_parameters(hf), Removal()

@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.pruning.anatomy import anatomy
 from interp.tasks import Task, corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["GradientScores"]
 
@@ -76,5 +77,7 @@ class GradientScores:
             task = self.source.to(model.device)
             logits = task.end_logits(run(input_ids=task.clean, use_cache=False).logits)
             return task.measure(logits, task.right, task.wrong, logits.detach()).sum()
-        tokens = corpus(self.source, model, self.n, self.length, self.seed).to(model.device)
+        tokens = corpus(
+            self.source, model, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find")
+        ).to(model.device)
         return run(input_ids=tokens, labels=tokens, use_cache=False).loss * len(tokens)

@@ -25,6 +25,7 @@ from interp.efficiency.registry import check_budget, missing
 from interp.errors import UsageError, unknown_name
 from interp.results.findings import NeuronRelevance
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["SparsePruning"]
 
@@ -114,7 +115,7 @@ class SparsePruning:
         )
 
     def _wanda(self, hf: PreTrainedModel) -> tuple[dict[Any, Any], dict[Any, Any]]:
-        tokens = corpus(self.source, hf, self.n, self.length, self.seed)
+        tokens = corpus(self.source, hf, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find"))
         return {at: tuple(norm.tolist()) for at, norm in input_norms(hf, tokens, matrices(hf)).items()}, {}
 
     def _relevance(self, hf: PreTrainedModel) -> tuple[dict[Any, Any], dict[Any, Any]]:

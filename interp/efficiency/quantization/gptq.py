@@ -17,6 +17,7 @@ from interp.efficiency.quantization.spots import Spot
 from interp.errors import UsageError
 from interp.results.findings import MassiveActivations, SinkPositions
 from interp.tasks import corpus
+from interp.tasks.splits import half_of_corpus
 
 __all__ = ["GPTQ"]
 
@@ -68,7 +69,7 @@ class GPTQ(QuantMethod):
         return Choice(integers(self.bits, self.group).changed(solver="gptq"))
 
     def beside(self, model: PreTrainedModel) -> Mapping[str, Any]:
-        tokens = corpus(self.source, model, self.n, self.length, self.seed)
+        tokens = corpus(self.source, model, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find"))
         positions = () if self.sinks is None else tuple(p for p in self.sinks.positions if p < self.length)
         return {"calibration": tuple(map(tuple, tokens.tolist())), "left_out": positions}
 

@@ -29,10 +29,8 @@ class KeysInOneGo(Keys):
     Arguments and numbers as of `interp.efficiency.Keys`.
     """
 
-    def __init__(
-        self, keys: int = 1, length: int = 1024, n: int = 12, *, haystack: str = "noise", seed: int = 0
-    ) -> None:
-        super().__init__(keys, length, n, haystack=haystack, seed=seed)
+    def __init__(self, keys: int = 1, length: int = 1024, n: int = 12, **options: Any) -> None:
+        super().__init__(keys, length, n, **options)
         self.name = f"keys{keys} in one go"
 
     @staticmethod
