@@ -4,7 +4,7 @@
 
 Makes the findings into DIR if they are not there (some minutes), measures all plans in one run, and prints the table in
 Markdown. Recall: numbers hidden in noise, the context compressed before the question is known; the findings were made
-on other things, numbers, noise and texts. 95 % intervals over prompts (of the recall Wilson's, of the loss a bootstrap).
+on other things, numbers, noise and texts. Intervals are 95 %, of the recall Wilson's, of the loss a bootstrap.
 Medians of wall seconds; decoding with the static cache stands beside the growing one.
 """
 

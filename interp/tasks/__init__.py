@@ -100,9 +100,9 @@ def task(
         n: how many distinct examples. Of a file, the first `n` lines, fewer if it has fewer.
         seed: what the examples are drawn with.
         metric: a name from `METRICS`, a `Metric` or a function of the end logits; None for the task's own.
-        split: `find` or `score` takes one half of the task's content, see `Behaviour.content`: what a finding is made on,
-            or what it is tried on. The two share neither a clean prompt nor, where there is enough of it, content,
-            whatever the seeds. In a split no clean prompt comes twice. Of a file, one half of the clean prompts.
+        split: `find` or `score` takes one half of the task's content, see `Behaviour.content`: what a finding is made
+            on, or what it is tried on. The two share neither a clean prompt nor an item of the content, whatever the
+            seeds, and in a split no clean prompt comes twice. Of a file, one half of the clean prompts.
         mixed_lengths: admit examples of different token lengths; else all have the most common one.
         fewer: take as many as there are where they are fewer than `n`.
         options: of the task, such as `corruption="abc"` for `ioi`.
