@@ -216,17 +216,18 @@ def methods(given: argparse.Namespace, model: Any) -> dict[str, Callable[..., An
 
 def held_out(bridge: Any, given: argparse.Namespace) -> Any:
     """Examples for the settings, without those for the heads."""
-    return without(interp.task(CHOICE, bridge, n=2 * given.held_out, seed=2), [first(bridge, given)], given.held_out)
+    return without(
+        interp.task(CHOICE, bridge, n=2 * given.held_out, seed=2, split="find"), [first(bridge, given)], given.held_out
+    )
 
 
 def judged_on(bridge: Any, given: argparse.Namespace) -> Any:
-    """Examples to judge on, without any that something was chosen on."""
-    used = [first(bridge, given), held_out(bridge, given)]
-    return without(interp.task(CHOICE, bridge, n=given.n + 4 * given.held_out, seed=3), used, given.n)
+    """Examples to judge on: of other words than any that something was chosen on."""
+    return interp.task(CHOICE, bridge, n=given.n, seed=3, split="score")
 
 
 def first(bridge: Any, given: argparse.Namespace) -> Any:
-    return interp.task(CHOICE, bridge, n=given.held_out, seed=1)
+    return interp.task(CHOICE, bridge, n=given.held_out, seed=1, split="find")
 
 
 def both_ways(task: Any) -> Any:

@@ -2,8 +2,8 @@
 
     python benchmarks/circuits.py [--task ioi] [-n 8]
 
-Circuits are found on prompts of seed 0 and evaluated on prompts of seed 1. CPR takes edges by signed score, CMD by
-absolute score; each is beside random circuits of the same sizes. One thread.
+Circuits are found on one split of the task's content and evaluated on the other. CPR takes edges by signed score, CMD
+by absolute score; each is beside random circuits of the same sizes. One thread.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def main() -> None:
     torch.set_num_threads(1)
     model = interp.load("smollm2", device="cpu")
     graph = Graph.of(model)
-    task, fresh = (interp.task(arguments.task, model, n=arguments.n, seed=seed) for seed in (0, 1))
+    task, fresh = (interp.task(arguments.task, model, n=arguments.n, split=split) for split in interp.tasks.SPLITS)
     edges = EdgeExperiment(Experiment(model, fresh, mode="noising"))
     processor = platform.processor() or platform.machine()
     print(f"{processor}, one thread, torch {torch.__version__}, SmolLM2-135M float32")

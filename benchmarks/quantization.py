@@ -104,7 +104,7 @@ def known(bridge: Any, model: Any, group: int) -> dict[str, Callable[[], Any]]:
 
 def loss(bridge: Any, arguments: argparse.Namespace) -> None:
     model = deploy(bridge)
-    tokens = corpus(arguments.source, bridge, arguments.n, arguments.length, 0)
+    tokens = corpus(arguments.source, bridge, arguments.n, arguments.length, 0, split="score")
     dense = text_losses(model, tokens)
     print(
         f"{arguments.n} texts of {arguments.length} tokens ({arguments.source}); dense loss {dense.mean():.4f}, "
