@@ -31,7 +31,7 @@ from transformers import DynamicCache, StaticCache
 
 import interp
 from interp.efficiency import deploy, deployment
-from interp.efficiency.decoding import storage_bytes
+from interp.efficiency.decoding import Decoder, storage_bytes
 from interp.efficiency.kv_cache import KVCache, KVPlan, RetrievalCache, SnapKVCache, StreamingCache
 from interp.efficiency.kv_cache.cache import KVLayer
 from interp.efficiency.kv_cache.geometry import geometry
@@ -40,8 +40,10 @@ from interp.efficiency.kv_cache.stores import Full
 from interp.efficiency.registry import METHODS
 from interp.results import scores
 from interp.results.findings import RetrievalHeads
-from interp.tasks import key_samples
+from interp.tasks import corpus, key_samples
 from interp.upstream import cache_of, cached
+
+SCORED = 128
 
 
 def main() -> None:
@@ -64,6 +66,8 @@ def main() -> None:
     recall.add_argument("--window", type=int, help="recent tokens of heads that are not kept whole")
     recall.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     recall.add_argument("--methods", nargs="+", default=["retrieval", "streaming", "snapkv"])
+    recall.add_argument("--sinks", type=Path, help="a folder with SinkPositions; 4 sinks without it")
+    recall.add_argument("--texts", type=int, default=0, help="stretches of prose whose last 128 tokens are predicted")
     recall.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
@@ -187,16 +191,18 @@ def measure_recall(model: Any, arguments: argparse.Namespace) -> None:
     plans = all_plans(model, findings, arguments, len(samples[0].context))
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in plans}
     for number, sample in enumerate(samples):
-        recorded, guess = prefill(model, sample), answer(model, None, None, sample.control, sample.answer)
+        recorded, guess = prefill(model, sample.context), answer(model, None, None, sample.control, sample.answer)
         for name, plan in plans.items():
             began = time.process_time()
-            cache = handed_over(model, plan, sample, recorded)
+            cache = handed_over(model, plan, sample.context, recorded)
             held = cache.bytes()
             found = answer(model, plan, cache, sample.question, sample.answer)
             took = time.process_time() - began
             rows[name].append({**found, "guess": guess["loss"], "bytes": held, "seconds": took})
         if number in (2, 5, 11) or number == len(samples) - 1:
             show_recall(rows, arguments)
+    if arguments.texts:
+        show_text(model, plans, corpus("prose", model, arguments.texts, arguments.length, split="score"))
 
 
 def show_recall(rows: dict[str, list[dict[str, float]]], arguments: argparse.Namespace) -> None:
@@ -209,8 +215,28 @@ def show_recall(rows: dict[str, list[dict[str, float]]], arguments: argparse.Nam
     print(frame.round(3).to_string(), flush=True)
 
 
+def show_text(model: Any, plans: dict[str, KVPlan], texts: Any) -> None:
+    """The loss of each text's last tokens, read in pieces behind a compressed cache of those before."""
+    losses: dict[str, list[float]] = {name: [] for name in plans}
+    for text in texts:
+        context, rest = text[:-SCORED], text[-SCORED:]
+        recorded = prefill(model, context)
+        for name, plan in plans.items():
+            decoder = Decoder(model, handed_over(model, plan, context, recorded))
+            with plan.applied(model):
+                logits = decoder.logits(rest[None, :-1], 16)[0].float()
+            losses[name].append(float(torch.nn.functional.cross_entropy(logits, rest[1:])))
+    frame = pd.DataFrame({"loss": {name: float(np.mean(found)) for name, found in losses.items()}})
+    frame["95 %"] = [shown(*of_mean(found)) for found in losses.values()]
+    frame["- full"] = frame["loss"] - frame["loss"].iloc[0]
+    full = np.array(losses[next(iter(plans))])
+    frame["95 % of it"] = [shown(*of_mean(np.array(found) - full)) for found in losses.values()]
+    print(f"\nprose, {len(texts)} texts, the last {SCORED} tokens of each\n{frame.round(3).to_string()}", flush=True)
+
+
 def all_plans(model: Any, findings: Any, arguments: argparse.Namespace, length: int) -> dict[str, KVPlan]:
     plans = {"full": interp.efficiency.kv_cache.FullCache().plan(model)}
+    sinks = {} if arguments.sinks is None else {"sinks": interp.results.load(arguments.sinks)}
     for budget in arguments.budgets:
         for name in arguments.methods:
             variants: list[tuple[str, dict[str, Any]]] = [(name, {})]
@@ -221,6 +247,7 @@ def all_plans(model: Any, findings: Any, arguments: argparse.Namespace, length: 
                     for kept in ({"bits": bits or None, "window": arguments.window} for bits in arguments.bits)
                 ]
             for called, options in variants:
+                options = {**options, **(sinks if "sinks" in METHODS[name].takes else {})}
                 made = METHODS[name].load()(budget=budget, length=length, **options)
                 label = f"{called} {budget:.3g}" + (f" int{options['bits']}" if options.get("bits") else "")
                 try:
@@ -234,11 +261,11 @@ def all_plans(model: Any, findings: Any, arguments: argparse.Namespace, length: 
     return plans
 
 
-def prefill(model: Any, sample: Any) -> list[Any]:
+def prefill(model: Any, context: Any) -> list[Any]:
     heads = [len(groups) for groups in geometry(model).groups]
     cache = KVCache("recorded", [partial(one_store, n) for n in heads], heads)
     cache.layers = [Recorded(layer.make, cache.state) for layer in cache.layers]
-    tokens = torch.tensor([sample.context])
+    tokens = torch.as_tensor(context)[None]
     with with_cache(model, cache, 1, tokens.shape[1]):
         model(**cached(model, cache, input_ids=tokens, use_cache=True, logits_to_keep=1))
     return [layer.recorded for layer in cache.layers]
@@ -248,13 +275,13 @@ def one_store(heads: int) -> list[Any]:
     return [(list(range(heads)), Full())]
 
 
-def handed_over(model: Any, plan: KVPlan, sample: Any, recorded: list[Any]) -> KVCache:
+def handed_over(model: Any, plan: KVPlan, context: Any, recorded: list[Any]) -> KVCache:
     cache = plan.new_cache(model)
     if plan.prefill_chunk or plan.instruction:
         with plan.applied(model):
-            model(**cached(model, cache, input_ids=torch.tensor([sample.context]), logits_to_keep=1))
+            model(**cached(model, cache, input_ids=torch.as_tensor(context)[None], logits_to_keep=1))
         return cache
-    cache.begin(1, len(sample.context), None)
+    cache.begin(1, len(context), None)
     for layer, (query, keys, values, options) in zip(cache.layers, recorded, strict=True):
         layer.step(query, keys, values, options)
     return cache

@@ -16,8 +16,8 @@ from interp.efficiency.kv_cache.running import with_cache
 from interp.efficiency.kv_cache.stores import Full
 from interp.efficiency.kv_cache.top import View
 from interp.tasks.corpora import corpus
-from interp.upstream import cached
 from interp.tasks.splits import half_of_corpus
+from interp.upstream import cached
 
 __all__ = ["attention_spread", "shared_out"]
 
