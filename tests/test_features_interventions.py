@@ -152,9 +152,10 @@ def test_patchings_own_interventions_take_edits(reads):
     induction = task("induction", model, n=4)
     effect = intervene(model, induction, edits)
     assert all(Node.parse(name).layer == 0 for name in edits)
-    assert abs(float(effect.squeeze())) > 0
+    assert abs(float(effect.squeeze())) > 1e-2
     again = intervene(model, induction, functions(model, steer(coder, 3, 0.0)))
-    assert float(again.squeeze()) == 0
+    # the edited rows are resumed from the layer, the clean ones run as a whole: float32 sums in other orders
+    assert float(again.squeeze()) == pytest.approx(0, abs=1e-5)
 
 
 def test_the_change_of_logits_is_edited_minus_clean(model, sae):

@@ -266,9 +266,15 @@ for attempt in range(200):
     if not child:
         make(folder)
         os._exit(0)
-    time.sleep(random.uniform(0.1, 0.6) * whole)
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+    held = len(os.listdir(folder)) if os.path.isdir(folder) else 0
+    wanted, ended = held + random.randint(2, 8), 0
+    while not ended and (not os.path.isdir(folder) or len(os.listdir(folder)) < wanted):
+        time.sleep(whole / 2000)
+        ended, status = os.waitpid(child, os.WNOHANG)
+    time.sleep(random.uniform(0, 0.02) * whole)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
     if os.WIFEXITED(status):
         break
     kills += 1
