@@ -154,19 +154,33 @@ def test_integrated_gradients_of_the_inputs_edges_add_up_to_the_metrics_differen
 
 
 def test_the_peers_convention_has_its_signs_and_end_points():
-    model, task = tiny("gpt2"), random_task(n=2)
+    """What leaves the embedding in all is a derivative that autograd takes of the embedding's model by itself."""
+    model, task = tiny("llama"), random_task(n=2)
     denoising, noising = Experiment(model, task), Experiment(model, task, mode="noising")
     theirs = edge_attribution(denoising, convention="eap-ig")
     torch.testing.assert_close(theirs, -edge_attribution(noising))  # gradient on the clean run, clean - corrupted
-    one = edge_attribution(denoising, convention="eap-ig", steps=4)
-    # k = 0 .. m-1 from the corrupted embeddings: the mean over 4 end points 0, 1/4, 2/4, 3/4
-    runs = [edge_attribution(denoising)]
-    doubled = edge_attribution(denoising, convention="eap-ig", steps=2)
-    fine = edge_attribution(denoising, convention="eap-ig", steps=1000 // 250)
-    torch.testing.assert_close(one, fine)
-    middle = 2 * doubled - runs[0]  # steps=2 has the points 0 and 1/2
-    quarter = edge_attribution(denoising, steps=2)  # the midpoint rule with 2 steps has 1/4 and 3/4
-    torch.testing.assert_close(one, (runs[0] + middle + 2 * quarter) / 4, atol=1e-6, rtol=1e-4)
+    embed = model.original_model.get_input_embeddings()
+
+    def slope(fraction):
+        """Towards the clean prompt, so far from the corrupted one."""
+        start, end = embed(task.corrupted).detach(), embed(task.clean).detach()
+        at = (start + fraction * (end - start)).requires_grad_()
+        (back,) = torch.autograd.grad(task.per_example(model.original_model(inputs_embeds=at).logits).sum(), at)
+        return (back * (end - start)).sum((1, 2))
+
+    def mean(*fractions):
+        return torch.stack([slope(fraction) for fraction in fractions]).mean(0)
+
+    for settings, points in (
+        ({}, [1.0]),
+        ({"steps": 4}, [0, 0.25, 0.5, 0.75]),  # k = 0 .. m-1 from the corrupted prompt
+        ({"steps": 4, "along": "activations"}, [0.25, 0.5, 0.75, 1.0]),  # k = 1 .. m
+    ):
+        found = edge_attribution(denoising, convention="eap-ig", **settings)
+        torch.testing.assert_close(found[:, 0].sum(1), mean(*points), atol=1e-5, rtol=1e-4)
+        assert (mean(*points) - mean(*(1 - point for point in points))).abs().max() > 1e-3
+    ours = edge_attribution(denoising, steps=2)
+    torch.testing.assert_close(ours[:, 0].sum(1), mean(0.25, 0.75), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

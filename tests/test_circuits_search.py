@@ -10,8 +10,9 @@ from prompts import random_task
 
 import interp
 from interp.circuits import discover, evaluate
+from interp.circuits.discover import scores_of
 from interp.circuits.exact import EdgeExperiment, edge_mask, existing
-from interp.circuits.faithfulness import area, curve, faithfulness, minimality
+from interp.circuits.faithfulness import area, curve, faithfulness, minimality, share
 from interp.circuits.search import above, greedy, of_nodes, pruned, strongest, wiring
 from interp.errors import UsageError
 from interp.graph import Graph
@@ -99,6 +100,45 @@ def test_the_curve_ends_at_one_and_random_circuits_have_the_circuits_size():
     assert list(frame["edges"]) == sorted(frame["edges"])
     assert frame.attrs["cpr"] == pytest.approx(area(frame["fraction"], frame["faithfulness"])[0])
     assert abs(frame["faithfulness"][1] - 1) < abs(frame["random"][1] - 1)
+
+
+def test_an_interval_is_as_wide_as_the_prompts_say():
+    """Against nothing the share is a mean over prompts: 1.96 standard errors to each side."""
+    draw = np.random.default_rng(1)
+    one, none = np.ones(400), np.zeros(400)
+    for spread in (0.1, 1.0):
+        metric = 0.5 + spread * draw.standard_normal(400)
+        found = share(metric, one, none, seed=3)
+        error = 1.96 * metric.std() / 400**0.5
+        assert found.value == pytest.approx(metric.mean())
+        assert found.low == pytest.approx(metric.mean() - error, abs=0.15 * error)
+        assert found.high == pytest.approx(metric.mean() + error, abs=0.15 * error)
+
+
+def test_an_interval_holds_what_all_prompts_would_give_as_often_as_it_says():
+    draw, held = np.random.default_rng(0), 0
+    for seed in range(200):
+        full = draw.gamma(4.0, 1.0, 50)
+        metric = full * (0.6 + 0.3 * draw.standard_normal(50))
+        found = share(metric, full, np.zeros(50), seed)
+        held += found.low <= 0.6 <= found.high
+    assert 0.88 <= held / 200 <= 0.99
+
+
+def test_cpr_follows_the_sign_of_scores_and_cmd_their_size():
+    """Scores whose largest is negative: by size its edges come first, by sign last."""
+    model, task = tiny("llama"), random_task(n=3)
+    everything = discover(model, task, "eap", edges=Graph.of(model).n_edges())
+    found = evaluate(model, everything, task, with_curve=True, random=0)
+    edges = EdgeExperiment(Experiment(model, task, mode="noising"))
+    scores = scores_of(everything, edges.parts.graph)
+    assert float(scores.min()) < 0
+    signed, sized = (curve(edges, scores, absolute=absolute, random=0) for absolute in (False, True))
+    assert signed.attrs["cpr"] != pytest.approx(sized.attrs["cpr"], abs=1e-3)
+    assert found.curve.attrs["cpr"] == pytest.approx(signed.attrs["cpr"])
+    assert found.curve.attrs["cmd"] == pytest.approx(sized.attrs["cmd"])
+    assert list(found.curve["signed"]) == pytest.approx(list(signed["faithfulness"]))
+    assert list(found.curve["faithfulness"]) == pytest.approx(list(sized["faithfulness"]))
 
 
 @torch.no_grad()
