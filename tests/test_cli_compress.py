@@ -51,6 +51,8 @@ def test_a_plan_is_made_and_its_trade_off_measured(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = {row["row"]: row for row in json.loads((tmp_path / "measured" / "tradeoff.json").read_text())["rows"]}
     assert rows["half"]["cache_bytes"] < rows["dense"]["cache_bytes"]
+    assert rows["half"]["control"] == "random"
+    assert rows["half, random"]["cache_bytes"] == rows["half"]["cache_bytes"]
     assert (tmp_path / "measured" / "tradeoff.png").is_file()
 
 

@@ -450,10 +450,13 @@ class TestPlans:
         assert plan.figure().data[0].z.shape == (2, 3)
 
     @pytest.mark.parametrize("name", NAMES)
-    def test_a_random_plan_has_the_same_entries_and_is_the_same_twice(self, model, name):
+    def test_a_random_plan_has_room_for_as_much_and_is_the_same_twice(self, model, name):
         method = methods(model)[name]
         plan, random = method.plan(model), method.random_plan(model, seed=1)
-        assert sorted(random.to_frame()["entries"]) == sorted(plan.to_frame()["entries"])
+        less = plan.ledger(model, LENGTH).cache_bytes.after - random.ledger(model, LENGTH).cache_bytes.after
+        assert 0 <= less < 6 * geometry(model).entry_bytes  # numbers beside entries are worth some entries more
+        if less == 0:
+            assert sorted(random.to_frame()["entries"]) == sorted(plan.to_frame()["entries"])
         assert method.random_plan(model, seed=1) == random
         with random.applied(model):
             close(logits(generated(model, TOKENS)), logits(generated(model, TOKENS)))

@@ -88,6 +88,9 @@ def test_all_rows_are_measured_in_one_run_beside_their_controls(model, tmp_path)
     frame = found.to_frame()
     assert list(frame.index) == ["dense", "dense, static cache", "a", "a, random", "a, inverted", "b"]
     assert list(frame["kind"]) == ["dense", "dense", "plan", "random", "inverted", "plan"]
+    assert [row.plan and row.plan.keep for row in found.rows] == [None, None, (0, 1, 2, 3), (0, 5), (4, 5, 6, 7), (0,)]
+    assert frame.loc["a", "control"] == "random, inverted"
+    assert frame.loc["b", "control"] == "none, because it does not say how it was made"
     assert frame.loc["dense", "text.kl"] == pytest.approx(0, abs=1e-6)
     assert (frame.loc[["a", "b"], "text.kl"] > 1e-6).all()
     assert frame.loc["b", "weight_bytes"] < frame.loc["a", "weight_bytes"] < frame.loc["dense", "weight_bytes"]

@@ -99,10 +99,13 @@ def tradeoff(
     text: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "prose",
     quality: Annotated[str, typer.Option(help="What the picture shows.")] = "keys1.recall",
     cost: Annotated[str, typer.Option(help="Against what.")] = "cache_bytes",
+    controls: Annotated[
+        bool, typer.Option("--controls/--no-controls", help="Measure each plan's random and inverted plan beside it.")
+    ] = True,
     accept_license: Accept = False,
     device: Device = None,
 ) -> None:
-    """Measure plans beside the dense model: recall, loss, seconds and bytes, as a table and a picture."""
+    """Measure plans beside the dense model and their controls: recall, loss, seconds and bytes, and a picture."""
     from interp import efficiency
 
     known_text(text)
@@ -118,11 +121,13 @@ def tradeoff(
         efficiency.Keys(1, length, n),
         efficiency.Keys(4, length, n),
     ]
-    found = efficiency.tradeoff(
-        deployed, read, measured, efficiency.Cost(length, steps, source=text), repetitions=repetitions
-    )
+    costs = efficiency.Cost(length, steps, source=text)
+    found = efficiency.tradeoff(deployed, read, measured, costs, controls=controls, repetitions=repetitions)
     found.save(directory, quality, cost)
-    _show(found.to_frame().drop(columns=["of", "simulated"]), f"{model} at {length:,} tokens, medians")
+    _show(found.to_frame().drop(columns=["of", "simulated", "control"]), f"{model} at {length:,} tokens, medians")
+    for row in found.rows:
+        if row.kind == "plan" and row.control.startswith("none"):
+            out.print(plain(f"{row.name}: control: {row.control}"), soft_wrap=True, highlight=False)
     names = "tradeoff.csv, tradeoff.json, tradeoff.html, tradeoff.png"
     out.print(f"written to {directory}: {names}", soft_wrap=True, highlight=False)
 

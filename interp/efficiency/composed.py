@@ -75,3 +75,6 @@ class Composed(Plan):
 
     def to_dict(self) -> dict[str, Any]:
         return {**super().to_dict(), "plans": [plan.to_dict() for plan in self.plans]}
+
+    def decided(self) -> dict[str, Any]:
+        return {**super().decided(), "plans": [plan.decided() for plan in self.plans]}

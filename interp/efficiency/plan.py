@@ -12,7 +12,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -30,7 +30,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Plan", "Undo"]
 
-VERSION = 1
+VERSION = 2
+_BEFORE = {1: "it was saved by an earlier version, which did not say how plans are made; make it again"}
+"""Earlier versions that are read, and what their plans have for `made`."""
+_WHY = ("method", "findings", "made", "scores", "reasons", "errors")
+"""Fields that say why, not what."""
 
 
 class Undo(ExitStack):
@@ -54,6 +58,9 @@ class Plan(ABC):
         method: The name of the method that made it, see `interp.efficiency.METHODS`.
         budget: The share that is kept, in the method's own terms; 1 keeps everything.
         findings: What it was made from, in words.
+        made: How it was made, so that its controls can be: the ``method`` by its name in the registry, the ``options``
+            and the ``findings`` (as text) that it had, and how many plans were in force (``behind``). Where that is
+            not known, ``unknown`` says why.
     """
 
     model: str
@@ -61,6 +68,7 @@ class Plan(ABC):
     method: str
     budget: float
     findings: tuple[str, ...] = ()
+    made: dict[str, Any] = field(default_factory=dict)
 
     kind: ClassVar[str] = ""
     """The name of this class of plans in files."""
@@ -150,7 +158,12 @@ class Plan(ABC):
 
     def to_dict(self) -> dict[str, Any]:
         """The plan in JSON's types."""
-        return {"kind": self.kind, "version": VERSION, **{f.name: getattr(self, f.name) for f in fields(self)}}
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {"kind": self.kind, "version": VERSION, **values, "made": values.pop("made")}
+
+    def decided(self) -> dict[str, Any]:
+        """What is decided, without why and from what: the same for two plans that do the same."""
+        return {name: value for name, value in self.to_dict().items() if name not in _WHY}
 
     @classmethod
     def from_dict(cls, found: dict[str, Any]) -> Plan:
@@ -162,10 +175,15 @@ class Plan(ABC):
         from interp.efficiency.registry import plan_class
 
         made = plan_class(str(found.get("kind")))
-        if found.get("version") != VERSION:
+        version = found.get("version")
+        if version not in (VERSION, *_BEFORE):
             raise UsageError(
-                f"this plan has version {found.get('version')}, this library reads {VERSION}; make the plan again"
+                f"this plan has version {version}, this library reads {min(_BEFORE)} to {VERSION}; make the plan again"
             )
+        if not isinstance(found.get("made", {}), dict):
+            raise UsageError(f"this is not a plan of kind {made.kind}: how it was made is {found['made']!r}")
+        if version in _BEFORE:
+            found = {**found, "made": {"unknown": _BEFORE[version]}}
         values = {name: _frozen(value) for name, value in found.items() if name not in ("kind", "version")}
         try:
             return made(**values)

@@ -1,7 +1,8 @@
 """Trade-offs: quality against real cost, of plans, of the dense model, and of what plans have to beat, in one run.
 
-Beside every method's plan stand a random plan of the same budget and, where it rests on a finding, the plan of the
-inverted finding. Repetitions of all rows are interleaved, so that a machine that slows down slows all of them.
+Beside every plan stand a random plan of the same budget and, where it rests on a finding, the plan of the inverted
+finding; where a plan has neither, the table says why. Repetitions of all rows are interleaved, so that a machine that
+slows down slows all of them.
 """
 
 from __future__ import annotations
@@ -17,8 +18,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from transformers import PreTrainedModel, StaticCache
 
+from interp.efficiency.controls import control
 from interp.efficiency.cost import Cost
 from interp.efficiency.deployment import deployment
+from interp.efficiency.method import CONTROLS
 from interp.efficiency.plan import Plan
 from interp.efficiency.quality import Keys, Quality, Text
 from interp.engine.identity import versions
@@ -32,6 +35,8 @@ if TYPE_CHECKING:
 __all__ = ["Row", "Tradeoff", "tradeoff"]
 
 DENSE, STATIC = "dense", "dense, static cache"
+_ABOUT = ("kind", "of", "budget", "simulated", "control")
+"""What a table says of a row before its quantities."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +48,14 @@ class Row:
         kind: ``dense``, ``plan``, ``random`` or ``inverted``.
         of: The row that this one is a control of; itself for others.
         plan: None for the dense model.
+        control: Of a plan: the kinds of its controls that stand beside it, or ``none, because ...``.
     """
 
     name: str
     kind: str
     of: str
     plan: Plan | None = None
+    control: str = ""
 
     @property
     def real(self) -> bool:
@@ -73,7 +80,7 @@ class Tradeoff:
     about: Mapping[str, Any] = field(default_factory=dict)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row a plan: its kind and budget, and each quantity's median over the repetitions.
+        """One row a plan: its kind, budget and controls, and each quantity's median over the repetitions.
 
         Seconds of simulated plans are missing; ``simulated`` says so.
         """
@@ -85,6 +92,7 @@ class Tradeoff:
                 "of": [row.of for row in self.rows],
                 "budget": [1.0 if row.plan is None else row.plan.budget for row in self.rows],
                 "simulated": [not row.real for row in self.rows],
+                "control": [row.control for row in self.rows],
             },
             index=wide.index,
         )
@@ -101,7 +109,8 @@ class Tradeoff:
         frame = self.to_frame()
         for name in (quality, cost):
             if name not in frame:
-                raise UsageError(f"no quantity {name!r} was measured; there are {', '.join(frame.columns[4:])}")
+                there = ", ".join(frame.columns[len(_ABOUT) :])
+                raise UsageError(f"no quantity {name!r} was measured; there are {there}")
         sign = 1 if self.better.get(quality, "higher") == "higher" else -1
         best, found = float("-inf"), []
         ordered = frame.dropna(subset=[quality, cost]).assign(_q=lambda f: sign * f[quality])
@@ -135,7 +144,7 @@ class Tradeoff:
             "about": dict(self.about),
         }
         write_text(folder / "tradeoff.json", json.dumps(record, indent=1) + "\n")
-        drawn = quality or next(name for name in frame.columns[4:] if name in self.better)
+        drawn = quality or next(name for name in frame.columns[len(_ABOUT) :] if name in self.better)
         picture = self.picture(drawn, cost)
         for suffix in ("html", "png"):
             save_picture(picture, folder / f"tradeoff.{suffix}")
@@ -160,7 +169,7 @@ def tradeoff(
             needs no finding (sink and window, SnapKV, magnitude, ...) is given as a method like any other.
         quality: What is measured on each; by default `Text` and `Keys` with one key and with four.
         cost: How cost is measured; by default `Cost` on 2,048 tokens.
-        controls: Give each method its random plan and its inverted plan.
+        controls: Give each plan its random plan and its inverted plan, made as it says that it was made.
         repetitions: Of the cost; their median counts.
         draws: Random plans of each method.
         seed: Of the random plans.
@@ -181,9 +190,6 @@ def tradeoff(
     rows = [Row(DENSE, "dense", DENSE), *_rows(model, plans, controls, draws, seed)]
     if len({row.name for row in rows}) < len(rows):
         raise UsageError("two plans have one name; give them by name: tradeoff(model, {'a': plan, 'b': other})")
-    for row in rows[1:]:
-        assert row.plan is not None
-        row.plan.check(model)
     quality = (Text(), Keys(1), Keys(4)) if quality is None else tuple(quality)
     cost = Cost() if cost is None else cost
     values: list[tuple[str, str, str, int, float]] = []
@@ -235,22 +241,30 @@ def _rows(model: PreTrainedModel, plans: Any, controls: bool, draws: int, seed: 
     named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
     rows: list[Row] = []
     for given, one in named:
-        if isinstance(one, Plan):
-            name = given or one.method
-            rows.append(Row(name, "plan", name, one))
-            continue
-        if not hasattr(one, "plan"):
+        if not isinstance(one, Plan) and not hasattr(one, "plan"):
             raise UsageError(f"give plans or methods, which have .plan(model); got {type(one).__name__}")
-        plan = one.plan(model)
+        plan, method = (one, None) if isinstance(one, Plan) else (one.plan(model), one)
+        plan.check(model)
         name = given or plan.method
-        rows.append(Row(name, "plan", name, plan))
-        if controls and hasattr(one, "random_plan"):
-            for draw in range(draws):
-                suffix = "" if draws == 1 else f" {draw + 1}"
-                rows.append(Row(f"{name}, random{suffix}", "random", name, one.random_plan(model, seed=seed + draw)))
-        if controls and hasattr(one, "inverted_plan"):
-            rows.append(Row(f"{name}, inverted", "inverted", name, one.inverted_plan(model)))
+        beside, words = _beside(name, plan, method, model, draws, seed) if controls else ([], "none, not asked for")
+        rows += [Row(name, "plan", name, plan, words), *beside]
     return rows
+
+
+def _beside(name: str, plan: Plan, method: Any, model: PreTrainedModel, draws: int, seed: int) -> tuple[list[Row], str]:
+    """The rows of a plan's controls, and in words which there are, or why there is none."""
+    rows: list[Row] = []
+    why = f"no plan of {plan.method} decides otherwise"
+    for kind in CONTROLS:
+        for draw in range(draws if kind == "random" else 1):
+            suffix = "" if draws == 1 or kind != "random" else f" {draw + 1}"
+            try:
+                beside = control(plan, kind, model, seed + draw, method)
+            except UsageError as error:
+                beside, why = None, str(error)
+            if beside is not None:
+                rows.append(Row(f"{name}, {kind}{suffix}", kind, name, beside))
+    return rows, ", ".join(dict.fromkeys(row.kind for row in rows)) or f"none, because {why}"
 
 
 def _in_force(row: Row, model: PreTrainedModel) -> Any:

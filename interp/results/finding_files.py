@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ from interp.results.files import replacing
 from interp.results.findings import FINDINGS, Finding
 from interp.results.header import describe, rebuild
 
-__all__ = ["FORMAT", "is_finding", "load", "save"]
+__all__ = ["FORMAT", "from_json", "is_finding", "load", "save", "to_json"]
 
 FORMAT = "interp.finding/1"
 
@@ -35,26 +36,10 @@ def save(finding: Finding, path: str | os.PathLike[str]) -> Path:
         UsageError: another suffix, or evidence and settings that a file can't hold.
         InterpError: a file can't be written.
     """
-    from safetensors.numpy import save as serialised
-
     target = _json_path(path)
-    arrays = {name: np.array(array.values, order="C") for name, array in finding.evidence.items()}
-    data = serialised(arrays)
-    document = {
-        "format": FORMAT,
-        "type": type(finding).__name__,
-        "summary": finding.summary(),
-        "model": finding.model,
-        "fingerprint": finding.fingerprint,
-        **_plain(finding.statement),
-        "settings": _plain(dict(finding.settings)),
-        "evidence": {name: describe(array) for name, array in finding.evidence.items()},
-        "arrays": {"file": target.with_suffix(".safetensors").name, "sha256": hashlib.sha256(data).hexdigest()},
-    }
-    try:
-        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1)
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"this {document['type']} can't be saved: {error}") from error
+    data = _arrays(finding)
+    arrays = {"file": target.with_suffix(".safetensors").name, "sha256": hashlib.sha256(data).hexdigest()}
+    text = _text(finding, arrays, indent=1)
     with replacing(target) as aside, replacing(target.with_suffix(".safetensors")) as arrays_aside:
         arrays_aside.write_bytes(data)
         aside.write_text(text + "\n", encoding="utf-8", newline="\n")
@@ -76,7 +61,9 @@ def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = F
     target = _json_path(path)
     try:
         document = json.loads(target.read_text(encoding="utf-8"))
-        finding = _rebuilt(document, target)
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise InterpError(f"{target} does not hold a finding: it has no header of format {FORMAT!r}")
+        finding = _rebuilt(document, _beside(document, target), target)
     except InterpError:
         raise
     except FileNotFoundError as error:
@@ -86,6 +73,30 @@ def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = F
     if model is not None and not any_model:
         finding.check(model)
     return finding
+
+
+def to_json(finding: Finding) -> str:
+    """A finding with its arrays as one strict JSON text.
+
+    Raises:
+        UsageError: evidence and settings that a file can't hold.
+    """
+    return _text(finding, {"base64": base64.b64encode(_arrays(finding)).decode()})
+
+
+def from_json(text: str) -> Finding:
+    """The finding that `to_json` gave.
+
+    Raises:
+        InterpError: the text is not that of a finding.
+    """
+    try:
+        document = json.loads(text)
+        return _rebuilt(document, base64.b64decode(document["arrays"]["base64"], validate=True), "the text")
+    except InterpError:
+        raise
+    except Exception as error:  # a damaged text can fail in any way
+        raise InterpError(f"the text is damaged or not a finding: {type(error).__name__}: {error}") from error
 
 
 def is_finding(path: Path) -> bool:
@@ -98,18 +109,45 @@ def is_finding(path: Path) -> bool:
         return FORMAT in file.read(200)
 
 
-def _rebuilt(document: Any, target: Path) -> Finding:
-    from safetensors.numpy import load as arrays_of
+def _arrays(finding: Finding) -> bytes:
+    from safetensors.numpy import save as serialised
 
-    if not isinstance(document, dict) or document.get("format") != FORMAT:
-        raise InterpError(f"{target} does not hold a finding: it has no header of format {FORMAT!r}")
-    kind = FINDINGS.get(document["type"])
-    if kind is None:
-        raise InterpError(f"{target} holds a finding of the unknown type {document['type']!r}")
+    return serialised({name: np.array(array.values, order="C") for name, array in finding.evidence.items()})
+
+
+def _text(finding: Finding, arrays: dict[str, Any], indent: int | None = None) -> str:
+    document = {
+        "format": FORMAT,
+        "type": type(finding).__name__,
+        "summary": finding.summary(),
+        "model": finding.model,
+        "fingerprint": finding.fingerprint,
+        **_plain(finding.statement),
+        "settings": _plain(dict(finding.settings)),
+        "evidence": {name: describe(array) for name, array in finding.evidence.items()},
+        "arrays": arrays,
+    }
+    try:
+        return json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"this {document['type']} can't be saved: {error}") from error
+
+
+def _beside(document: Any, target: Path) -> bytes:
+    """The arrays' file of a finding's document, if it is that."""
     beside = target.with_name(Path(document["arrays"]["file"]).name)
     data = beside.read_bytes()
     if hashlib.sha256(data).hexdigest() != document["arrays"]["sha256"]:
         raise InterpError(f"{beside} does not belong to {target}: it was changed, cut short or written for another one")
+    return data
+
+
+def _rebuilt(document: Any, data: bytes, where: Any) -> Finding:
+    from safetensors.numpy import load as arrays_of
+
+    kind = FINDINGS.get(document["type"])
+    if kind is None:
+        raise InterpError(f"{where} holds a finding of the unknown type {document['type']!r}")
     arrays = arrays_of(data)
     known = {"format", "type", "summary", "evidence", "arrays"}
     given = {name: value for name, value in document.items() if name not in known}

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -14,31 +14,28 @@ from interp.efficiency.calibration.plan import CalibrationPlan
 from interp.efficiency.calibration.rules import Rule
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
+from interp.efficiency.method import Method
 from interp.efficiency.plan import Plan
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.registry import check_budget
 from interp.errors import UsageError
-from interp.results.finding import Finding, Head, HeadScores
+from interp.results.finding import Head, HeadScores
 from interp.results.findings import HeadKinds
 
 __all__ = ["AttentionMethod", "CalibrationMethod", "head_scores"]
 
 
-class CalibrationMethod(ABC):
+class CalibrationMethod(Method):
     """Makes plans for calibration.
 
     Args:
         budget: The share that is kept of what is turned down, in (0, 1]; 1 is the dense model.
     """
 
-    name: ClassVar[str]
+    budget: float
 
     def __init__(self, *, budget: float) -> None:
         self.budget = check_budget(self.name, budget)
-
-    @abstractmethod
-    def plan(self, model: Any) -> Plan:
-        """The plan for a model, a bridge or a deployed one."""
 
     @abstractmethod
     def random_plan(self, model: Any, seed: int = 0) -> Plan:
@@ -47,27 +44,6 @@ class CalibrationMethod(ABC):
     @abstractmethod
     def inverted_plan(self, model: Any) -> Plan:
         """The plan of the inverted finding."""
-
-    def findings(self) -> Sequence[Finding]:
-        """The findings that it was given."""
-        return ()
-
-    def about(self, model: PreTrainedModel, name: str) -> dict[str, Any]:
-        """What every plan says.
-
-        Raises:
-            UsageError: A finding about another model.
-        """
-        found = deployment(model)
-        for finding in self.findings():
-            finding.check(found.fingerprint)
-        return {
-            "model": found.name,
-            "fingerprint": found.fingerprint,
-            "method": name,
-            "budget": self.budget,
-            "findings": tuple(type(finding).__name__ for finding in self.findings()),
-        }
 
 
 class AttentionMethod(CalibrationMethod):

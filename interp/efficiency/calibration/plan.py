@@ -46,7 +46,7 @@ class CalibrationPlan(Plan):
     @property
     def identity(self) -> str:
         """What tells the caches filled with this plan from others."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.decided(), sort_keys=True).encode()).hexdigest()[:16]
 
     def in_layer(self, layer: int) -> list[int]:
         """The heads of a layer."""

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import Geometry, deployed, geometry
 from interp.efficiency.kv_cache.plan import KVPlan
-from interp.efficiency.kv_cache.policies import FULL
+from interp.efficiency.kv_cache.policies import FULL, entry_bytes
+from interp.efficiency.method import Method
 from interp.efficiency.registry import check_budget
 from interp.errors import UsageError
-from interp.results.finding import Finding
 from interp.results.findings import SinkPositions
 
 __all__ = ["SINKS", "CacheMethod", "sinks_of"]
@@ -25,7 +25,7 @@ SINKS = 4
 _LENGTH = 2048
 
 
-class CacheMethod(ABC):
+class CacheMethod(Method):
     """Makes plans for the cache.
 
     Args:
@@ -35,7 +35,7 @@ class CacheMethod(ABC):
         prefill_chunk: Tokens of a prompt that are processed at once, see `KVPlan`.
     """
 
-    name: ClassVar[str]
+    budget: float
 
     def __init__(self, *, budget: float = 1.0, length: int | None = None, prefill_chunk: int | None = None) -> None:
         for what, value in (("length", length), ("prefill_chunk", prefill_chunk)):
@@ -48,21 +48,14 @@ class CacheMethod(ABC):
         """The policy of each layer and key-value head, for a budget below 1."""
 
     def random_policies(self, shape: Geometry, length: int, seed: int) -> dict[tuple[int, int], dict[str, Any]]:
-        """The same number of entries for each head, but random ones of those that are not sinks or recent."""
-        found = {}
-        for at, policy in self.policies(shape, length).items():
-            found[at] = _random(policy, seed, at)
-        return found
-
-    def findings(self) -> Sequence[Finding]:
-        """The findings that it was given."""
-        return ()
+        """As many bytes for each head, but random entries of those that are not sinks or recent."""
+        return {at: _random(kept, seed, at, shape, length) for at, kept in self.policies(shape, length).items()}
 
     def scores(self, shape: Geometry) -> Mapping[tuple[int, int], float]:
         """What heads are chosen by; empty where none are."""
         return {}
 
-    def prepare(self, model: PreTrainedModel) -> None:  # noqa: B027
+    def prepare(self, model: PreTrainedModel) -> None:
         """Measures what the choice needs of a deployed model, for a budget below 1."""
 
     def plan(self, model: Any) -> KVPlan:
@@ -84,9 +77,7 @@ class CacheMethod(ABC):
 
     def _plan(self, model: Any, choose: Any, name: str) -> KVPlan:
         hf: PreTrainedModel = deployed(model)
-        shape, found = geometry(hf), deployment(hf)
-        for finding in self.findings():
-            finding.check(found.fingerprint)
+        shape, found, about = geometry(hf), deployment(hf), self.about(hf, name)
         if not shape.compressible:
             raise UsageError(
                 f"every layer of {found.name} sees no more than sliding_window={shape.own_windows[0]} tokens by "
@@ -104,11 +95,7 @@ class CacheMethod(ABC):
                 table.append(policy)
         scores = self.scores(shape)
         return KVPlan(
-            model=found.name,
-            fingerprint=found.fingerprint,
-            method=name,
-            budget=self.budget,
-            findings=tuple(type(finding).__name__ for finding in self.findings()),
+            **about,
             policies=tuple(table),
             heads=tuple((layer, head, table.index(chosen[layer, head])) for layer, head in shape.compressible),
             length=length,
@@ -162,10 +149,10 @@ def sinks_of(sinks: SinkPositions | int | None) -> int:
     return found
 
 
-def _random(policy: dict[str, Any], seed: int, at: tuple[int, int]) -> dict[str, Any]:
+def _random(policy: dict[str, Any], seed: int, at: tuple[int, int], shape: Geometry, length: int) -> dict[str, Any]:
     if policy["keep"] not in ("window", "top"):
         return policy
-    n = policy["n"] if policy["keep"] == "top" else policy["sinks"] + policy["window"]
+    n = entry_bytes(policy, length, shape) // shape.entry_bytes  # what scores take beside entries goes into entries
     window = policy["window"] if policy["keep"] == "top" else min(policy["window"], n // 4)
     options = {"seed": seed * 1_000_003 + at[0] * 1009 + at[1]}
     return {"keep": "top", "score": "random", "n": n, "window": window, "sinks": policy["sinks"], "options": options}

@@ -55,7 +55,7 @@ class KVPlan(Plan):
     @property
     def identity(self) -> str:
         """What tells this plan's caches from others."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()[:16]
+        return hashlib.sha256(json.dumps(self.decided(), sort_keys=True).encode()).hexdigest()[:16]
 
     def policy(self, layer: int, head: int) -> dict[str, Any] | None:
         """The policy of a key-value head, by its original numbers; none where the plan has no row for it."""

@@ -217,8 +217,7 @@ class Top(Store):
         if not self.sinks:
             return worth
         if real is None:
-            worth[..., : self.sinks] = float("inf")
-            return worth
+            return worth.masked_fill(torch.arange(worth.shape[2], device=worth.device) < self.sinks, float("inf"))
         rank = real.cumsum(1)[:, None, : worth.shape[2]] - 1
         first = (rank < self.sinks) & real[:, None, : worth.shape[2]]
         return worth.masked_fill(first, float("inf"))

@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
+from interp.efficiency.method import Method
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice
 from interp.efficiency.pruning.plan import PruningPlan
 from interp.efficiency.pruning.removing import Removal
 from interp.efficiency.registry import check_budget
-from interp.results.finding import Finding
 
 __all__ = ["PruningMethod", "ScoredPruning", "inverted", "random_scores"]
 
 Change = Callable[[np.ndarray], np.ndarray]
 
 
-class PruningMethod(ABC):
+class PruningMethod(Method):
     """Makes plans that take parts out.
 
     Args:
         budget: The share of the units that is kept, in (0, 1]; 1 keeps everything.
     """
 
-    name: ClassVar[str]
+    budget: float
 
     def __init__(self, *, budget: float) -> None:
         self.budget = check_budget(self.name, budget)
@@ -46,19 +46,11 @@ class PruningMethod(ABC):
             UsageError: A finding about another model, a budget too small, or a part that can't be cut.
         """
 
-    def findings(self) -> Sequence[Finding]:
-        """The findings that it was given."""
-        return ()
-
     def made(self, hf: PreTrainedModel, choice: Choice, name: str) -> PruningPlan:
         """A choice as a plan."""
-        found, removal = deployment(hf), choice.removal
+        removal = choice.removal
         return PruningPlan(
-            model=found.name,
-            fingerprint=found.fingerprint,
-            method=name,
-            budget=self.budget,
-            findings=tuple(type(finding).__name__ for finding in self.findings()),
+            **self.about(hf, name),
             blocks=tuple(removal.blocks),
             heads=tuple((layer, tuple(heads)) for layer, heads in sorted(removal.heads.items()) if heads),
             neurons=tuple((layer, tuple(neurons)) for layer, neurons in sorted(removal.neurons.items()) if neurons),

@@ -16,8 +16,8 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
+from interp.efficiency.method import Method
 from interp.efficiency.pruning.activation_norm import input_norms
 from interp.efficiency.pruning.anatomy import anatomy
 from interp.efficiency.pruning.sparse_plan import SparsePlan, matrices
@@ -32,7 +32,7 @@ __all__ = ["SparsePruning"]
 WAYS = ("magnitude", "wanda", "relevance")
 
 
-class SparsePruning:
+class SparsePruning(Method):
     """Sets weights to zero.
 
     Args:
@@ -47,6 +47,7 @@ class SparsePruning:
     """
 
     name = "sparse"
+    budget: float
 
     def __init__(
         self,
@@ -74,6 +75,9 @@ class SparsePruning:
         self.relevance, self.pattern = relevance if self.by == "relevance" else None, pattern or ()
         self.source, self.n, self.length, self.seed = source, n, length, seed
 
+    def findings(self) -> Sequence[NeuronRelevance]:
+        return () if self.relevance is None else (self.relevance,)
+
     def plan(self, model: Any) -> SparsePlan:
         """The plan for a model.
 
@@ -94,19 +98,14 @@ class SparsePruning:
         return self._plan(deployed(model), f"{self.by}, inverted", sign=-1)
 
     def _plan(self, hf: PreTrainedModel, name: str, **changes: Any) -> SparsePlan:
-        found = deployment(hf)
+        label = f"{self.pattern[0]}:{self.pattern[1]}" if self.pattern else self.name
+        about = self.about(hf, f"{label} {name}")
         inputs: dict[Any, Any] = {}
         outputs: dict[Any, Any] = {}
-        if self.relevance is not None:
-            self.relevance.check(found.fingerprint)
         if self.budget < 1 and "seed" not in changes:
             inputs, outputs = self._wanda(hf) if self.by == "wanda" else self._relevance(hf)
         return SparsePlan(
-            model=found.name,
-            fingerprint=found.fingerprint,
-            method=f"{self.name} {name}" if not self.pattern else f"{self.pattern[0]}:{self.pattern[1]} {name}",
-            budget=self.budget,
-            findings=() if self.relevance is None else (type(self.relevance).__name__,),
+            **about,
             inputs=tuple((*at, values) for at, values in inputs.items()),
             outputs=tuple((*at, values) for at, values in outputs.items()),
             pattern=tuple(self.pattern),

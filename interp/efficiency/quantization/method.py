@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
+from interp.efficiency.method import Method
 from interp.efficiency.quantization.codes import Scheme, rounded
 from interp.efficiency.quantization.plan import QuantPlan
 from interp.efficiency.quantization.solvers import output_error
@@ -23,7 +23,6 @@ from interp.efficiency.quantization.statistics import sizes
 from interp.efficiency.registry import check_budget
 from interp.engine.progress import track
 from interp.errors import UsageError
-from interp.results.finding import Finding
 from interp.results.findings import ActivationStatistics
 
 _ON_GRID = 1e-3
@@ -47,7 +46,7 @@ class Choice:
     error: float | None = None
 
 
-class QuantMethod(ABC):
+class QuantMethod(Method):
     """Makes plans for quantisation.
 
     Args:
@@ -58,7 +57,7 @@ class QuantMethod(ABC):
         skip: Layers that stay as they are: parts of their names, as ``down_proj`` or ``layers.11.``.
     """
 
-    name: ClassVar[str]
+    budget: float
     default_bits: ClassVar[int] = 4
 
     def __init__(
@@ -70,10 +69,6 @@ class QuantMethod(ABC):
     @abstractmethod
     def choice(self, spot: Spot) -> Choice:
         """How a layer in a block is stored."""
-
-    def findings(self) -> Sequence[Finding]:
-        """The findings that it was given."""
-        return ()
 
     def beside(self, model: PreTrainedModel) -> Mapping[str, Any]:
         """What else the plan has: statistics, calibration, tokens that are kept."""
@@ -96,9 +91,7 @@ class QuantMethod(ABC):
 
     def _plan(self, model: Any, name: str) -> QuantPlan:
         hf: PreTrainedModel = deployed(model)
-        found = deployment(hf)
-        for finding in self.findings():
-            finding.check(found.fingerprint)
+        about = self.about(hf, name)
         rows = list(self._rows(hf)) if self.budget < 1 else []
         table: list[dict[str, Any]] = []
         for _, choice in rows:
@@ -106,11 +99,7 @@ class QuantMethod(ABC):
                 table.append(choice.scheme.to_dict())
         errors = [choice.error for _, choice in rows if choice.error is not None]
         return QuantPlan(
-            model=found.name,
-            fingerprint=found.fingerprint,
-            method=name,
-            budget=self.budget,
-            findings=tuple(type(finding).__name__ for finding in self.findings()),
+            **about,
             schemes=tuple(table),
             layers=tuple((spot.name, table.index(choice.scheme.to_dict())) for spot, choice in rows),
             sizes=tuple(spot.size[1] for spot, _ in rows),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import Geometry, deployed
+from interp.efficiency.method import Method
 from interp.efficiency.registry import check_budget
 from interp.efficiency.sparse_attention.observing import views
 from interp.efficiency.sparse_attention.patterns import DENSE, View, pattern
 from interp.efficiency.sparse_attention.plan import BACKENDS, PrefillPlan, supported
 from interp.errors import UsageError, unknown_name
-from interp.results.finding import Finding
 from interp.tasks import corpus
 
 __all__ = ["Source", "SparseMethod", "TunedMethod"]
@@ -33,7 +33,7 @@ Rules = dict[tuple[int, int], dict[str, Any]]
 _LENGTH, _BUDGET = 2048, 0.25
 
 
-class SparseMethod(ABC):
+class SparseMethod(Method):
     """Makes plans for sparse prefill.
 
     Args:
@@ -44,8 +44,6 @@ class SparseMethod(ABC):
         backend: How blocks are computed, see `PrefillPlan`.
         source: The text that densities are measured on where they depend on it.
     """
-
-    name: ClassVar[str]
 
     def __init__(
         self,
@@ -68,15 +66,11 @@ class SparseMethod(ABC):
     def rules(self, shape: Geometry, length: int) -> Rules:
         """The settings of each layer and query head, for a budget below 1."""
 
-    def findings(self) -> Sequence[Finding]:
-        """The findings that it was given."""
-        return ()
-
     def scores(self, shape: Geometry) -> Mapping[tuple[int, int], float]:
         """What heads are chosen by; empty where none are."""
         return {}
 
-    def prepare(self, model: PreTrainedModel, length: int) -> None:  # noqa: B027
+    def prepare(self, model: PreTrainedModel, length: int) -> None:
         """Measures what the choice needs of a deployed model, for a budget below 1."""
 
     def plan(self, model: Any) -> PrefillPlan:
@@ -100,9 +94,7 @@ class SparseMethod(ABC):
 
     def _plan(self, model: Any, choose: Any, name: str) -> PrefillPlan:
         hf: PreTrainedModel = deployed(model)
-        shape, found = supported(hf), deployment(hf)
-        for finding in self.findings():
-            finding.check(found.fingerprint)
+        shape, found, about = supported(hf), deployment(hf), self.about(hf, name)
         if not self.heads(shape):
             raise UsageError(
                 f"every layer of {found.name} sees no more than sliding_window={shape.own_windows[0]} tokens by "
@@ -122,11 +114,7 @@ class SparseMethod(ABC):
         shares, scores = self._densities(hf, chosen, length), self.scores(shape)
         self._views = None
         return PrefillPlan(
-            model=found.name,
-            fingerprint=found.fingerprint,
-            method=name,
-            budget=self.budget or round(sum(shares.values()) / len(shares), 4),
-            findings=tuple(type(finding).__name__ for finding in self.findings()),
+            **{**about, "budget": self.budget or round(sum(shares.values()) / len(shares), 4)},
             rules=tuple(table),
             heads=tuple((*at, table.index(rule)) for at, rule in chosen.items()),
             densities=tuple(shares[at] for at in chosen),
