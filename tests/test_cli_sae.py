@@ -20,6 +20,10 @@ def test_a_dictionary_is_trained_judged_and_read(tmp_path):
     dictionary = Dictionary.load(tmp_path)
     assert (dictionary.d_in, dictionary.d_sae, str(dictionary.reads)) == (576, 640, "resid_post.2")
     assert not (tmp_path / "activations").exists()
+    done = command("sae", "train", *arguments, "--tokens", 40_000, "--out", tmp_path)
+    assert done.returncode == 2
+    assert "that is finished, asked for are" in " ".join(done.stderr.split())
+    assert not (tmp_path / "activations").exists()  # refused before anything was harvested
     done = command("sae", "eval", tmp_path, "-n", 4, "--length", 48, "--json")
     assert done.returncode == 0, done.stderr
     found = {row["metric"]: row for row in json.loads(done.stdout)}

@@ -7,6 +7,7 @@ import torch
 
 from interp.errors import InterpError, UsageError
 from interp.features import ARCHITECTURES, Dictionary, Standard, TopK, TrainSettings, train, transcoder
+from interp.features.training.checkpoint import check_length
 from interp.features.training.metrics import Moments
 from interp.features.training.run import as_batch
 
@@ -129,7 +130,7 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
         (TopK(D, 64, 4), 4, None, "k = 3, this run has 4"),
         (TopK(D, 32, 3), 4, None, "d_sae = 64"),
         (TopK(D, 64, 3), 4, TrainSettings(lr=5e-4), "lr = 0.001"),
-        (TopK(D, 64, 3), 5, None, "run of 4 steps"),
+        (TopK(D, 64, 3), 40, None, "run of 4 steps"),
     ]:
         with pytest.raises(UsageError, match=message):
             train(dictionary, Superposed(), steps, settings=settings, directory=tmp_path)
@@ -137,6 +138,46 @@ def test_a_checkpoint_of_something_else_is_refused(tmp_path):
     with pytest.raises(InterpError, match="damaged"):
         train(TopK(D, 64, 3), Superposed(), 4, directory=tmp_path)
     train(Standard(D, 64), Superposed(), 4, directory=tmp_path, resume=False)
+
+
+def test_a_finished_run_asked_for_another_length_says_so_and_leaves_the_dictionary_alone(tmp_path):
+    train(TopK(D, 64, 3), Superposed(), tokens=4 * 512, directory=tmp_path)
+    other = TopK(D, 64, 3, seed=5)
+    before = {name: tensor.clone() for name, tensor in other.state_dict().items()}
+    for asked in (40 * 512, 2 * 512):
+        message = rf"a run of 4 steps \(2,048 tokens\) that is finished, asked for are {asked // 512} steps"
+        with pytest.raises(UsageError, match=message):
+            train(other, Superposed(), tokens=asked, directory=tmp_path)
+        with pytest.raises(UsageError, match=message):
+            check_length(tmp_path / "checkpoint.safetensors", asked, 512, TrainSettings())
+    assert all(torch.equal(before[name], tensor) for name, tensor in other.state_dict().items())
+    check_length(tmp_path / "checkpoint.safetensors", 4 * 512, 512, TrainSettings())
+    assert train(other, Superposed(), tokens=4 * 512 - 100, directory=tmp_path).steps == 4
+
+
+def test_a_finished_run_whose_schedule_has_no_length_is_made_longer_bit_by_bit(tmp_path):
+    settings = TrainSettings(warmup=0, decay=0, sparsity_warmup=0, resample_every=9, dead_after=1_000)
+    whole, longer = TopK(D, 64, 3), TopK(D, 64, 3)
+    train(whole, Superposed(), tokens=30 * 512, settings=settings)
+    train(longer, Superposed(), tokens=10 * 512, settings=settings, directory=tmp_path)
+    run = train(longer, Superposed(), tokens=30 * 512, settings=settings, directory=tmp_path)
+    assert (run.steps, run.tokens) == (30, 30 * 512)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(longer.state_dict()[name], tensor), name
+    shorter = r"a run of 30 steps .* that is finished, asked for are 10 steps"
+    with pytest.raises(UsageError, match=shorter):
+        train(longer, Superposed(), 10, settings=settings, directory=tmp_path)
+
+
+def test_lengths_agree_as_long_as_no_step_differs():
+    settings = TrainSettings(warmup=0, decay=0.2, sparsity_warmup=0)
+    assert settings.agree(40, 100, 50)  # both decay later
+    assert not settings.agree(42, 100, 50)
+    assert not TrainSettings(warmup=0.05, decay=0, sparsity_warmup=0).agree(6, 100, 200)
+    assert not TrainSettings(warmup=0, decay=0, sparsity_warmup=0.1).agree(2, 100, 200)
+    resampling = TrainSettings(warmup=0, decay=0, sparsity_warmup=0, resample_every=10)
+    assert resampling.agree(9, 10, 20)
+    assert not resampling.agree(10, 10, 20)  # the last step of a run resamples nothing
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path, monkeypatch):

@@ -60,12 +60,15 @@ def train(
 ) -> None:
     """Harvest activations and train a dictionary on them; the same command goes on after an interruption."""
     from interp import features
+    from interp.features.training.checkpoint import check_length
     from interp.graph import Graph
 
     place = features.Place.parse(hook)
     _known_architecture(arch)
     known_text(text)
     writable(directory)
+    settings = features.TrainSettings(lr=lr, seed=seed)
+    check_length(directory / "checkpoint.safetensors", tokens, batch, settings)
     made = features.ARCHITECTURES[arch]
     bridge = load(model, accept_license, device)
     d_in, began = place.width(Graph.of(bridge)), time.perf_counter()
@@ -88,7 +91,7 @@ def train(
         dictionary,
         store.batches(batch, place, seed=seed, epochs=None),
         tokens=tokens,
-        settings=features.TrainSettings(lr=lr, seed=seed),
+        settings=settings,
         directory=directory,
     )
     seconds = time.perf_counter() - began

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from interp.errors import InterpError, UsageError
 from interp.features.architectures.dictionary import Dictionary
+from interp.features.training.settings import TrainSettings
 from interp.results.files import replacing
 
-__all__ = ["VERSION", "Checkpoint", "read_checkpoint", "write_checkpoint"]
+__all__ = ["VERSION", "Checkpoint", "check_length", "read_checkpoint", "write_checkpoint"]
 
 VERSION = 1
 """Of the layout of the file."""
@@ -33,6 +35,29 @@ class Checkpoint:
     total_steps: int
     settings: dict[str, Any]
     batches: Any
+    batch: int = 0
+    """Activations of a batch; 0 in files that don't say."""
+
+    @property
+    def per_step(self) -> int:
+        """Activations of a batch."""
+        return self.batch or max(1, round(self.tokens / max(1, self.step)))
+
+    def check_length(self, path: Path, steps: int, settings: TrainSettings) -> None:
+        """Refuses to go on to another length, unless the steps that are made are the same in a run of that length.
+
+        Raises:
+            UsageError: They are not, or more than that many are made.
+        """
+        if steps == self.total_steps or (steps > self.step and settings.agree(self.step, self.total_steps, steps)):
+            return
+        there, here = (f"{n:,} steps ({n * self.per_step:,} tokens)" for n in (self.total_steps, steps))
+        made = "is finished" if self.step == self.total_steps else f"has made {self.step:,}"
+        raise UsageError(
+            f"{path} belongs to a run of {there} that {made}, asked for are {here}, which changes the learning rate of "
+            f"steps that it has made; ask for the same, train into another directory, or pass resume=False to start "
+            f"anew (a run without warmup, sparsity_warmup and decay can be made longer)"
+        )
 
 
 def write_checkpoint(
@@ -66,9 +91,14 @@ def write_checkpoint(
 
 
 def read_checkpoint(
-    path: Path, dictionary: Dictionary, optimizer: torch.optim.Optimizer, idle: Tensor, settings: dict[str, Any]
+    path: Path,
+    dictionary: Dictionary,
+    optimizer: torch.optim.Optimizer,
+    idle: Tensor,
+    settings: dict[str, Any],
+    check: Callable[[Checkpoint], None],
 ) -> Checkpoint:
-    """Puts weights, moments and `idle` in place and says where the run stands.
+    """Puts weights, moments and `idle` in place and says where the run stands, unless `check` refuses that.
 
     Raises:
         UsageError: The checkpoint is of another version, architecture, size or with other settings.
@@ -78,6 +108,7 @@ def read_checkpoint(
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             _check(path, about, dictionary, settings)
+            check(_where(about))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise InterpError(f"the checkpoint {path} is damaged ({error}); delete it to start anew") from error
@@ -88,7 +119,29 @@ def read_checkpoint(
             state |= {m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in _MOMENTS}
             optimizer.state[parameter] = state
     idle.copy_(tensors["idle"])
-    return Checkpoint(**{name: about[name] for name in Checkpoint.__dataclass_fields__})
+    return _where(about)
+
+
+def check_length(path: Path, tokens: int, batch: int, settings: TrainSettings) -> None:
+    """Refuses a run of another length than that of a checkpoint, before anything is made for it.
+
+    Raises:
+        UsageError: As of `Checkpoint.check_length`.
+        InterpError: The file is damaged.
+    """
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+    except (SafetensorError, OSError, json.JSONDecodeError) as error:
+        raise InterpError(f"the checkpoint {path} is damaged ({error}); delete it to start anew") from error
+    if about.get("version") == VERSION:
+        _where(about).check_length(path, -(-tokens // batch), settings)
+
+
+def _where(about: dict[str, Any]) -> Checkpoint:
+    return Checkpoint(**{name: about[name] for name in Checkpoint.__dataclass_fields__ if name in about})
 
 
 def _of_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:

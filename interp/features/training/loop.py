@@ -54,7 +54,8 @@ def train(
         directory: Where checkpoints (``checkpoint.safetensors``), reports (``metrics.jsonl``) and finally the
             dictionary are written; nowhere if None.
         resume: Go on from the checkpoint in the directory, if there is one. The weights are then those of a run
-            that was never interrupted, bit by bit on one machine with the same number of threads.
+            that was never interrupted, bit by bit on one machine with the same number of threads. So a finished run
+            can be made longer where its schedule does not depend on its length (no warmup and no decay).
         report: Called with each report.
         objective: What is minimised, and what the batches are then; by default the dictionary's own loss.
 
@@ -62,7 +63,8 @@ def train(
         The run. The dictionary is in evaluation mode.
 
     Raises:
-        UsageError: Neither or both of `steps` and `tokens`; too few activations; a checkpoint of something else.
+        UsageError: Neither or both of `steps` and `tokens`; too few activations; a checkpoint of something else, or of
+            a run of another length whose steps would have been others.
         InterpError: The loss became NaN or infinite; the last good checkpoint stays.
     """
     if (steps is None) == (tokens is None):

@@ -68,7 +68,7 @@ class Run:
         self.directory, self.report = directory, report
         self.optimizer = _adam(dictionary, settings)
         self.idle = torch.zeros(dictionary.d_sae, dtype=torch.int64, device=dictionary.b_dec.device)
-        self.step = self.tokens = self.total = self.saved = 0
+        self.step = self.tokens = self.total = self.saved = self.batch = 0
         self.metrics: list[dict[str, Any]] = []
         self.summary = ""
         self.window = Window()
@@ -94,30 +94,33 @@ class Run:
         unfold(self.dictionary)
         self.dictionary.train()
         if resume and self.path and self.path.exists():
-            self._resume(steps)
+            self._resume(steps, tokens)
             return
         self.iterator = iter(self.batches)
         self.total = 1 if steps is None else steps
         self.first = self._next()
+        self.batch = len(self.first.x)
         if tokens is not None:
-            self.total = math.ceil(tokens / len(self.first.x))
+            self.total = math.ceil(tokens / self.batch)
         if self.settings.centre and not self.dictionary.b_dec.detach().any():
             self.dictionary.b_dec.data.copy_(self.first.target.mean(0))
         if self.directory:
             self.directory.mkdir(parents=True, exist_ok=True)
             lines_until(self.directory / "metrics.jsonl", -1)
 
-    def _resume(self, steps: int | None) -> None:
+    def _resume(self, steps: int | None, tokens: int | None) -> None:
         assert self.path is not None
         assert self.directory is not None
         settings = asdict(self.settings) | self.objective.settings
-        where = read_checkpoint(self.path, self.dictionary, self.optimizer, self.idle, settings)
-        if steps is not None and steps != where.total_steps:
-            raise UsageError(
-                f"{self.path} belongs to a run of {where.total_steps} steps, this one has {steps}, which changes the "
-                f"learning rate of every step; use the same or pass resume=False"
-            )
-        self.step, self.tokens, self.total, self.saved = where.step, where.tokens, where.total_steps, where.step
+        path = self.path
+
+        def check(where: Checkpoint) -> None:
+            self.batch = where.per_step
+            self.total = math.ceil((tokens or 0) / self.batch) if steps is None else steps
+            where.check_length(path, self.total, self.settings)
+
+        where = read_checkpoint(path, self.dictionary, self.optimizer, self.idle, settings, check)
+        self.step, self.tokens, self.saved = where.step, where.tokens, where.step
         restore = getattr(self.batches, "restore", None)
         if restore is not None:
             restore(where.batches)
@@ -174,8 +177,7 @@ class Run:
             self._checkpoint()
 
     def _maybe_resample(self, batch: Batch, step: Step) -> None:
-        every, steps_of_decay = self.settings.resample_every, self.settings.decay * self.total
-        if every and self.step % every == 0 and self.step < self.total - steps_of_decay:
+        if self.settings.resamples_at(self.step, self.total):
             dead = self.idle > self.settings.dead_after
             resample(self.dictionary, self.optimizer, batch, step.error, dead, self.settings.seed + self.step)
             self.idle[dead] = 0
@@ -207,7 +209,7 @@ class Run:
             raise self._not_finite(float("nan"))
         state = getattr(self.batches, "state", None)
         settings = asdict(self.settings) | self.objective.settings
-        where = Checkpoint(self.step, self.tokens, self.total, settings, state() if state else None)
+        where = Checkpoint(self.step, self.tokens, self.total, settings, state() if state else None, self.batch)
         write_checkpoint(self.path, self.dictionary, self.optimizer, self.idle, where)
         self.saved = self.step
 

@@ -61,6 +61,19 @@ class TrainSettings:
         falling = (steps - step) / max(1.0, self.decay * steps)
         return self.lr * min(1.0, rising, falling)
 
+    def resamples_at(self, step: int, steps: int) -> bool:
+        """Whether dead latents get new weights behind a step, counted from 1."""
+        every = self.resample_every
+        return every is not None and step % every == 0 and step < steps - self.decay * steps
+
+    def agree(self, made: int, steps: int, other: int) -> bool:
+        """Whether the first `made` steps are the same in a run of `steps` and in one of `other`."""
+        lengths = (steps, other)
+        return all(
+            len({(self.lr_at(at, n), self.sparsity_at(at, n), self.resamples_at(at + 1, n)) for n in lengths}) == 1
+            for at in range(made)
+        )
+
     def sparsity_at(self, step: int, steps: int) -> float:
         """The share of sparsity penalties in force at a step."""
         return min(1.0, (step + 1) / max(1.0, self.sparsity_warmup * steps))

@@ -19,6 +19,7 @@ from interp.features.architectures.registry import ARCHITECTURES
 from interp.features.architectures.transcoder import transcoder
 from interp.features.formats.circuit_tracer import save_circuit_tracer
 from interp.features.place import Place
+from interp.features.training.checkpoint import check_length
 from interp.features.training.loop import train
 from interp.features.training.settings import TrainSettings
 
@@ -81,6 +82,9 @@ def train_transcoders(
     if architecture not in ARCHITECTURES:
         raise unknown_name("architecture", architecture, ARCHITECTURES)
     pairs = {layer: (Place("mlp_in", layer), Place("mlp_out", layer)) for layer in chosen}
+    settings = TrainSettings() if settings is None else settings
+    for layer in chosen:
+        check_length(folder / f"layer_{layer}" / "checkpoint.safetensors", tokens, batch, settings)
     store = harvest(
         model,
         [place for pair in pairs.values() for place in pair],
