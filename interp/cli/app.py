@@ -20,10 +20,12 @@ import typer
 from rich.console import Console
 
 from interp.errors import InterpError, UsageError, unknown_name
+from interp.models.cards import PRECISIONS
 
 __all__ = [
     "Accept",
     "Device",
+    "Dtype",
     "Examples",
     "Model",
     "Out",
@@ -61,6 +63,7 @@ Split = Annotated[
 ]
 Accept = Annotated[bool, typer.Option("--accept-license", help="Accept the licence of a model that asks for it.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, as torch names it. Default: an accelerator, if any.")]
+Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16, float16 or float64.")]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)]
 
 
@@ -91,6 +94,8 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
         try:
             if "model" in kwargs:
                 _known_model(kwargs["model"])
+            if "dtype" in kwargs:
+                known("precision", kwargs["dtype"], PRECISIONS)
             function(*args, **kwargs)
             return
         except UsageError as error:
@@ -112,14 +117,16 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def load(name: str, accept_license: bool, device: str | None) -> Any:
+def load(name: str, accept_license: bool, device: str | None, dtype: str) -> Any:
     """A model, with a progress bar if it has to be obtained first."""
     from interp.models import fetch, load, models, state
 
-    if name in {card.name for card in models()} and state(name) == "not fetched":
+    if name in {card.name for card in models()} and state(name, dtype) == "not fetched":
         with bar() as progress:
-            fetch(name, accept_license=accept_license, progress=progress)
-    return load(name, device=device, accept_license=accept_license)
+            fetch(name, dtype=dtype, accept_license=accept_license, progress=progress)
+    import torch
+
+    return load(name, device=device, dtype=getattr(torch, dtype), accept_license=accept_license)
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interp.cli.app import Accept, Device, Model, app, command, load, numbers, out, writable
+from interp.cli.app import Accept, Device, Dtype, Model, app, command, load, numbers, out, writable
 from interp.errors import UsageError
 
 __all__ = ["attention"]
@@ -26,13 +26,14 @@ def attention(
     ] = Path("interp-attention"),
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Show a prompt's attention: all heads, the pattern of one, and its lines, on a page that answers to clicks."""
     import interp
 
     shown, wanted = _head(head), numbers(layers)
     writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     patterns = interp.attention.patterns(bridge, prompt, wanted)
     other = interp.attention.patterns(bridge, beside, wanted) if beside is not None else None
     layer, index = shown or (None, None)

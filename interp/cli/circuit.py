@@ -12,6 +12,7 @@ from rich.table import Table
 from interp.cli.app import (
     Accept,
     Device,
+    Dtype,
     Examples,
     Model,
     Out,
@@ -62,6 +63,7 @@ def circuit(
     ] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Find the circuit of a behaviour, test it, and write it to --out."""
     import interp
@@ -74,7 +76,7 @@ def circuit(
     known("ablation", ablation, ABLATIONS)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     split = split or ("find" if evaluate else None)
     behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=split)
     found = interp.circuits.discover(

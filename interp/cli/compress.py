@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, app, command, known_text, load, out, plain, there, writable
+from interp.cli.app import Accept, Device, Dtype, Model, app, command, known_text, load, out, plain, there, writable
 from interp.errors import UsageError
 
 __all__ = ["compress", "methods", "tradeoff"]
@@ -38,6 +38,7 @@ def compress(
     any_model: Annotated[bool, typer.Option("--any-model", help="Take findings about other weights.")] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Make a plan from findings, and write it with a picture, its ledger and, where it has its own, the weights."""
     from interp import efficiency, results
@@ -52,7 +53,7 @@ def compress(
     found = [results.load(path) for path in findings or ()]
     made = efficiency.make(method, found, budget=budget, **chosen)
     writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     if not any_model:
         for finding in found:
             finding.check(bridge)
@@ -104,6 +105,7 @@ def tradeoff(
     ] = True,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Measure plans beside the dense model and their controls: recall, loss, seconds and bytes, and a picture."""
     from interp import efficiency
@@ -115,7 +117,7 @@ def tradeoff(
     if len(read) < len(plans):
         raise UsageError("two plans have one name; put them into folders of different names")
     writable(directory)
-    deployed = efficiency.deploy(load(model, accept_license, device))
+    deployed = efficiency.deploy(load(model, accept_license, device, dtype))
     measured = [
         efficiency.Text(text, max(1, n // 3), length, min(256, length // 2)),
         efficiency.Keys(1, length, n),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interp.cli.app import Accept, Device, Examples, Model, Seed, app, command, load, out, writable
+from interp.cli.app import Accept, Device, Dtype, Examples, Model, Seed, app, command, load, out, writable
 
 __all__ = ["demo"]
 
@@ -23,6 +23,7 @@ def demo(
     seed: Seed = 0,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Locate a behaviour in a real model, say what its heads do, trace an answer, and make the model cheaper."""
     from interp.demo import attend, cheapen, locate, trace_page
@@ -31,7 +32,7 @@ def demo(
         out.print(text, highlight=False, soft_wrap=True)
 
     writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     say(f"report: {locate(bridge, directory, n=n, seed=seed, say=say)}")
     say(f"report: {attend(bridge, directory, seed=seed, say=say)}")
     say(f"report: {trace_page(bridge, directory, seed=seed, say=say)}")

@@ -9,7 +9,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, known_text, load, out, plain, writable
+from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known_text, load, out, plain, writable
 from interp.cli.findings import write_finding
 
 __all__ = ["heads"]
@@ -31,6 +31,7 @@ def heads(
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Say what each attention head does: score all heads for every kind, and print the survey."""
     import interp
@@ -42,7 +43,7 @@ def heads(
     known(wanted)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     found = interp.attention.heads(bridge, wanted, text, n=n, length=length, seed=seed)
     survey = interp.attention.survey(found, top)
     written = []

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 from rich.padding import Padding
 
-from interp.cli.app import Accept, app, bar, command, out
+from interp.cli.app import Accept, Dtype, app, bar, command, out
 
 __all__ = ["fetch", "models"]
 
@@ -22,10 +22,13 @@ def models(context: typer.Context) -> None:
     if context.invoked_subcommand:
         return
     from interp.models import models, state
+    from interp.models._fetch import precisions
 
     for card in models():
+        kept = precisions(card.name)
+        here = f"ready in {', '.join(kept)}" if kept not in ([], ["float32"]) else state(card.name)
         size = f"{card.size_bytes / 1e6:.1f} MB" if card.size_bytes else "-"
-        out.print(f"[bold]{card.name:24}[/]{size:>10}   {card.licence:20}{state(card.name)}", highlight=False)
+        out.print(f"[bold]{card.name:24}[/]{size:>10}   {card.licence:20} {here}", highlight=False)
         heads = f"{card.layers} layers, {card.heads} heads, {card.kv_heads} key-value heads"
         out.print(Padding(f"{card.description}; {heads}", (0, 0, 1, 4)), highlight=False)
 
@@ -34,6 +37,7 @@ def models(context: typer.Context) -> None:
 @command
 def fetch(
     name: Annotated[str, typer.Argument(help="A known model.")],
+    dtype: Dtype = "float32",
     accept_license: Accept = False,
     force: Annotated[bool, typer.Option("--force", help="Obtain it again, to replace damaged files.")] = False,
 ) -> None:
@@ -41,5 +45,5 @@ def fetch(
     from interp.models import fetch
 
     with bar() as progress:
-        directory = fetch(name, accept_license=accept_license, force=force, progress=progress)
+        directory = fetch(name, dtype=dtype, accept_license=accept_license, force=force, progress=progress)
     out.print(f"{name} is ready in {directory}", soft_wrap=True, highlight=False)

@@ -13,6 +13,7 @@ from rich.table import Table
 from interp.cli.app import (
     Accept,
     Device,
+    Dtype,
     Examples,
     Model,
     Out,
@@ -61,6 +62,7 @@ def patch(
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Patch every node of one kind; print the strongest, and write scores and heatmaps to --out."""
     import interp
@@ -75,7 +77,7 @@ def patch(
     methods = _methods(method, against)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=split)
     if against:
         _agreement(bridge, behaviour, methods, nodes, by_position, mode, directory, json)

@@ -7,7 +7,21 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli.app import Accept, Device, Model, command, known, known_text, load, numbers, out, plain, there, writable
+from interp.cli.app import (
+    Accept,
+    Device,
+    Dtype,
+    Model,
+    command,
+    known,
+    known_text,
+    load,
+    numbers,
+    out,
+    plain,
+    there,
+    writable,
+)
 from interp.cli.sae import sae
 from interp.errors import UsageError
 
@@ -29,6 +43,7 @@ def dashboard(
     seed: Annotated[int, typer.Option(help="Of the text and the samples.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Write a page for every feature, and an index that can be searched, into the dictionary's folder."""
     import interp
@@ -40,7 +55,7 @@ def dashboard(
         raise UsageError(f"{directory} does not say where in a model this dictionary stands (hook_name in cfg.json)")
     pages = directory / "dashboard"
     writable(pages)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     store = interp.features.harvest(
         bridge, [dictionary.reads], text, tokens=tokens, exclude_special=True, shard_tokens=8192, seed=seed
     )
@@ -76,6 +91,7 @@ def explain(
     seed: Annotated[int, typer.Option(help="Of the text, the features and the contexts.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Say what features are about, score that beside two controls, and show it on the features' pages."""
     import interp
@@ -91,7 +107,7 @@ def explain(
     pages = directory / "dashboard"
     writable(pages)
     asked = _explainer(explainer, explainer_model, key_variable)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     store = interp.features.harvest(
         bridge, [dictionary.reads], text, tokens=tokens, exclude_special=True, shard_tokens=8192, seed=seed
     )

