@@ -105,11 +105,11 @@ class Node:
         Raises:
             UsageError: The text is no such name.
         """
-        if match := re.fullmatch(r"a(\d+)\.h(\d+)(?:\.(q|k|v|z|pattern))?", text):
+        if match := re.fullmatch(r"a(\d{1,9})\.h(\d{1,9})(?:\.(q|k|v|z|pattern))?", text):
             return cls(match[3] or "z", int(match[1]), int(match[2]))
-        if match := re.fullmatch(r"m(\d+)(?:\.n(\d+))?", text):
+        if match := re.fullmatch(r"m(\d{1,9})(?:\.n(\d{1,9}))?", text):
             return cls("post" if match[2] else "mlp_out", int(match[1]), int(match[2]) if match[2] else None)
-        if (match := re.fullmatch(r"([a-z_]+)\.(\d+)", text)) and match[1] in SITES:
+        if (match := re.fullmatch(r"([a-z_]+)\.(\d{1,9})", text)) and match[1] in SITES:
             return cls(match[1], int(match[2]))
         raise UsageError(
             f"{text!r} names no node; write a3.h5 (head), a3.h5.q (its query), m3 (MLP), m3.n17 (neuron) "
@@ -250,7 +250,7 @@ class Graph:
         nodes = self.nodes()
         if port == "logits":
             return nodes[:-1]
-        match = re.fullmatch(r"(?:a(\d+)\.h\d+<[qkv]>|m(\d+))", port)
+        match = re.fullmatch(r"(?:a(\d{1,9})\.h\d{1,9}<[qkv]>|m(\d{1,9}))", port)
         if match is None or int(match[1] or match[2] or 0) >= self.n_layers:
             raise unknown_name("port", port, self.ports(ungrouped=True))
         layer, reads_heads = int(match[1] or match[2] or 0), match[2] is not None and not self.parallel

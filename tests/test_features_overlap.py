@@ -164,7 +164,7 @@ def test_one_document_is_halved_by_rows(model):
 def test_a_damaged_sketch_is_refused_by_the_name_of_its_file(said, trained, tmp_path):
     path = tmp_path / "sae" / "sae_weights.safetensors"
     save_file(load_file(path), path, {"interp.training_text": said})
-    with pytest.raises(InterpError, match=r"sae_weights.safetensors says about its training text is damaged"):
+    with pytest.raises(InterpError, match=r"sae_weights\.safetensors is cut short, damaged or of another kind"):
         Dictionary.load(tmp_path / "sae")
 
 

@@ -128,7 +128,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path):
     ("text", "message"),
     [
         ("", "cut short"),
-        ("[1]", "holds a list"),
+        ("[1]", "an object is needed"),
         ("{}", "no format"),
         ('{"cfg": {}, "nodes": {}, "edges": {}}', "from_eap_ig"),
         ('{"format": "interp.circuit/1", "nodes": {}}', "damaged"),

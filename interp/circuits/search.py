@@ -115,7 +115,7 @@ def wiring(graph: Graph, ungrouped: bool = False) -> Bool[Tensor, "port node"]:
     size = 1 if ungrouped else graph.n_heads // graph.n_kv_heads
     feeds = torch.zeros(len(ports), len(number) - 1, dtype=torch.bool)
     for i, port in enumerate(ports[:-1]):
-        if match := re.fullmatch(r"a(\d+)\.h(\d+)<([qkv])>", port):
+        if match := re.fullmatch(r"a(\d{1,9})\.h(\d{1,9})<([qkv])>", port):
             head = int(match[2])
             heads = [head] if match[3] == "q" else range(head * size, (head + 1) * size)
             for one in heads:

@@ -192,7 +192,7 @@ def numbers(text: str | None) -> list[int] | None:
     found: list[int] = []
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdigit() or (dash and not last.isdigit()):
+        if not first.isdecimal() or (dash and not last.isdecimal()):
             raise UsageError(f"can't read the layers {text!r}; write them as 0,3,10-15")
         found += range(int(first), int(last if dash else first) + 1)
     return found

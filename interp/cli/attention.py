@@ -47,6 +47,6 @@ def _head(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     layer, dot, head = text.partition(".")
-    if not (dot and layer.isdigit() and head.isdigit()):
+    if not (dot and layer.isdecimal() and head.isdecimal()):
         raise UsageError(f"can't read the head {text!r}; write it as layer.head, as in 23.3")
     return int(layer), int(head)

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Int, UInt64
 from torch import Tensor
 
-from interp.errors import InterpError
+from interp.checking import checked, damaged, parsed, typed
 
 __all__ = ["STRETCH", "TextSketch", "overlap", "sketch"]
 
@@ -71,14 +71,15 @@ class TextSketch:
         Raises:
             InterpError: something else.
         """
+        found = typed(parsed(text, where), dict, where, "what it says of its training text")
+        packed, source = (checked(found, name, str, where) for name in ("hashes", "source"))
         try:
-            found = json.loads(text)
-            hashes = np.frombuffer(base64.b64decode(found["hashes"], validate=True), "<u8").astype(np.uint64)
-            if len(hashes) > _KEPT or (np.diff(hashes) == 0).any() or (hashes[1:] < hashes[:-1]).any():
-                raise ValueError("the hashes are in no order")
-            return cls(hashes, str(found["source"]))
-        except (ValueError, KeyError, TypeError, binascii.Error) as error:
-            raise InterpError(f"what {where} says about its training text is damaged: {error}") from error
+            hashes = np.frombuffer(base64.b64decode(packed, validate=True), "<u8").astype(np.uint64)
+        except (ValueError, binascii.Error) as error:
+            raise damaged(where, f"the hashes of its training text can't be read: {error}") from None
+        if len(hashes) > _KEPT or (hashes[1:] <= hashes[:-1]).any():
+            raise damaged(where, "the hashes of its training text are in no order")
+        return cls(hashes, source)
 
 
 def sketch(pieces: Iterable[tuple[Int[np.ndarray, " token"], Int[np.ndarray, " token"]]], source: str) -> TextSketch:

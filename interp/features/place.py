@@ -55,9 +55,9 @@ class Place:
         Raises:
             UsageError: The text is neither.
         """
-        if match := re.fullmatch(r"([a-z_]+)\.(\d+)", text):
+        if match := re.fullmatch(r"([a-z_]+)\.(\d{1,9})", text):
             return cls(match[1], int(match[2]))
-        if match := re.fullmatch(r"blocks\.(\d+)\.(.+)", text):
+        if match := re.fullmatch(r"blocks\.(\d{1,9})\.(.+)", text):
             hook = f"blocks.{{}}.{match[2]}"
             if hook in _SITE_OF_HOOK:
                 return cls(_SITE_OF_HOOK[hook], int(match[1]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from interp.checking import checked, damaged, read_json
 from interp.errors import InterpError, UsageError
 from interp.results.files import write_text
 
@@ -26,7 +27,7 @@ __all__ = ["Circuit", "Edge", "depth", "owners"]
 FORMAT = "interp.circuit/1"
 Edge = tuple[str, str]
 """A node and the port that reads it: `("a0.h1", "m0")`."""
-_SHOWN = 10
+_SHOWN, _MOST_SHARED = 10, 4096
 _TEXTS = ("task", "model", "fingerprint", "method")
 
 
@@ -71,8 +72,8 @@ class Circuit:
         put("nodes", {node: float(score) for node, score in self.nodes.items()})
         put("edges", {(node, port): float(score) for (node, port), score in self.edges.items()})
         put("in_edges", frozenset((node, port) for node, port in self.in_edges))
-        if not isinstance(self.heads_per_kv, int) or self.heads_per_kv < 1:
-            raise UsageError(f"heads_per_kv must be a whole number from 1, got {self.heads_per_kv!r}")
+        if not isinstance(self.heads_per_kv, int) or not 1 <= self.heads_per_kv <= _MOST_SHARED:
+            raise UsageError(f"heads_per_kv must be a whole number from 1 to {_MOST_SHARED}, got {self.heads_per_kv!r}")
         for node, port in [*self.edges, *self.in_edges]:
             if not depth(node) < depth(port, port=True):
                 raise UsageError(f"there is no edge from {node} to {port}: it would run backwards")
@@ -197,19 +198,21 @@ class Circuit:
         if document.get("format") != FORMAT:
             hint = "; read it with Circuit.from_eap_ig" if {"cfg", "nodes", "edges"} <= set(document) else ""
             raise InterpError(f"{path} is no circuit: it has no format {FORMAT!r}{hint}")
+        edges = checked(document, "edges", dict[str, dict[str, float]], path)
+        inside = checked(document, "in_edges", dict[str, list[str]], path)
         try:
             return cls(
-                nodes=document["nodes"],
-                edges={(node, port): s for port, column in document["edges"].items() for node, s in column.items()},
-                in_nodes=frozenset(document["in_nodes"]),
-                in_edges=frozenset((node, port) for port, nodes in document["in_edges"].items() for node in nodes),
-                heads_per_kv=document["heads_per_kv"],
-                settings=dict(document["settings"]),
-                versions=dict(document["versions"]),
-                **{name: str(document[name]) for name in _TEXTS},
+                nodes=checked(document, "nodes", dict[str, float], path),
+                edges={(node, port): score for port, column in edges.items() for node, score in column.items()},
+                in_nodes=frozenset(checked(document, "in_nodes", list[str], path)),
+                in_edges=frozenset((node, port) for port, nodes in inside.items() for node in nodes),
+                heads_per_kv=checked(document, "heads_per_kv", int, path),
+                settings=checked(document, "settings", dict, path),
+                versions=checked(document, "versions", dict[str, str], path),
+                **{name: checked(document, name, str, path) for name in _TEXTS},
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise InterpError(f"{path} is damaged or no circuit: {type(error).__name__}: {error}") from None
+        except UsageError as error:
+            raise damaged(path, str(error)) from None
 
     def to_eap_ig(self, path: str | os.PathLike[str], graph: Graph) -> Path:
         """Write EAP-IG's graph JSON; see `interp.results.eap_ig.write`."""
@@ -264,7 +267,9 @@ def depth(name: str, port: bool = False) -> float:
         return math.inf
     if name == "input" and not port:
         return -1
-    match = re.fullmatch(r"a(\d+)\.h\d+<[qkv]>|m(\d+)" if port else r"a(\d+)\.h\d+|m(\d+)", str(name))
+    match = re.fullmatch(
+        r"a(\d{1,9})\.h\d{1,9}<[qkv]>|m(\d{1,9})" if port else r"a(\d{1,9})\.h\d{1,9}|m(\d{1,9})", str(name)
+    )
     if match is None:
         kind, examples = ("port", "a0.h1<q>, m0 or logits") if port else ("node", "input, a0.h1, m0 or logits")
         raise UsageError(f"{name!r} names no {kind}; {kind}s are named {examples}")
@@ -274,27 +279,10 @@ def depth(name: str, port: bool = False) -> float:
 @cache
 def owners(port: str, heads_per_kv: int) -> tuple[str, ...]:
     """The nodes that a port feeds: one, but for a shared key or value all heads of the group."""
-    head = re.fullmatch(r"(a\d+)\.h(\d+)<([qkv])>", port)
+    head = re.fullmatch(r"(a\d{1,9})\.h(\d{1,9})<([qkv])>", port)
     if head is None:
         return (port,)
     layer, index = head[1], int(head[2])
     if head[3] == "q":
         return (f"{layer}.h{index}",)
     return tuple(f"{layer}.h{h}" for h in range(index * heads_per_kv, (index + 1) * heads_per_kv))
-
-
-def read_json(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """A file's JSON object.
-
-    Raises:
-        InterpError: there is none.
-    """
-    try:
-        document = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InterpError(f"there is no file {path}") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise InterpError(f"{path} can't be read, is cut short or no JSON: {error}") from None
-    if not isinstance(document, dict):
-        raise InterpError(f"{path} is no circuit: it holds a {type(document).__name__}")
-    return document

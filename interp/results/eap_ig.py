@@ -18,8 +18,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from interp.errors import InterpError, UsageError
-from interp.results.circuit import Circuit, Edge, read_json
+from interp.checking import checked, damaged, read_json
+from interp.errors import UsageError
+from interp.results.circuit import Circuit, Edge
 from interp.results.files import write_text
 
 if TYPE_CHECKING:
@@ -79,39 +80,41 @@ def read(path: str | os.PathLike[str], graph: Graph | None = None, **provenance:
         InterpError: the file is missing, cut short, or no such graph.
     """
     document = read_json(path)
-    try:
-        cfg = document["cfg"]
-        heads, layers = int(cfg["n_heads"]), int(cfg["n_layers"])
-        kv_heads = graph.n_kv_heads if graph is not None else int(cfg.get(KV_HEADS, heads))
-        if graph is not None and (graph.n_heads, graph.n_layers) != (heads, layers):
+    cfg = checked(document, "cfg", dict, path)
+    heads, layers = (checked(cfg, name, int, path, least=1) for name in ("n_heads", "n_layers"))
+    kv_heads = checked(cfg, KV_HEADS, int, path, least=1, most=heads, default=heads)
+    if graph is not None:
+        kv_heads = graph.n_kv_heads
+        if (graph.n_heads, graph.n_layers) != (heads, layers):
             raise UsageError(
                 f"{path} has {layers} layers of {heads} heads, the model {graph.n_layers} of {graph.n_heads}"
             )
-        scores: dict[Edge, float] = {}
-        inside: set[Edge] = set()
-        for name, entry in document["edges"].items():
-            node, port = name.split("->")
-            edge = (node, _grouped(port, heads // kv_heads))
-            scores[edge] = scores.get(edge, 0.0) + float(entry["score"])
-            if entry["in_graph"]:
-                inside.add(edge)
-        nodes = document["nodes"]
-        given = {node: entry.get("score") for node, entry in nodes.items()}
+    scores: dict[Edge, float] = {}
+    inside: set[Edge] = set()
+    for name, entry in checked(document, "edges", dict[str, dict], path).items():
+        node, arrow, port = name.partition("->")
+        if not arrow:
+            raise damaged(path, f"it has the edge {name[:40]!r}, which is not written as a0.h0->m0")
+        edge = (node, _grouped(port, heads // kv_heads))
+        scores[edge] = scores.get(edge, 0.0) + checked(entry, "score", float, path)
+        if checked(entry, "in_graph", bool | int, path):
+            inside.add(edge)
+    nodes = checked(document, "nodes", dict[str, dict], path)
+    given = {node: checked(entry, "score", float | None, path, default=None) for node, entry in nodes.items()}
+    try:
         return Circuit(
             nodes={node: score for node, score in given.items() if score is not None and math.isfinite(score)},
             edges=scores,
-            in_nodes=frozenset(node for node, entry in nodes.items() if entry["in_graph"]),
+            in_nodes=frozenset(node for node, entry in nodes.items() if checked(entry, "in_graph", bool | int, path)),
             in_edges=frozenset(inside),
             heads_per_kv=heads // kv_heads,
             **provenance,
         )
-    except (KeyError, TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        if isinstance(error, UsageError) and graph is not None and "layers of" in str(error):
-            raise
-        raise InterpError(f"{path} is no graph of EAP-IG: {type(error).__name__}: {error}") from None
+    except UsageError as error:
+        raise damaged(path, str(error)) from None
 
 
 def _grouped(port: str, group: int) -> str:
     """Their port of a query head's key or value as ours of the key-value head."""
-    match = re.fullmatch(r"(a\d+\.h)(\d+)(<[kv]>)", port)
+    match = re.fullmatch(r"(a\d{1,9}\.h)(\d{1,9})(<[kv]>)", port)
     return port if match is None else f"{match[1]}{int(match[2]) // group}{match[3]}"

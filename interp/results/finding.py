@@ -59,6 +59,19 @@ class Finding(ABC):
                 raise UsageError(f"{self._type}: evidence {name!r} must be labelled scores, got {type(array).__name__}")
             if array.dims != self.needs.get(name, array.dims):
                 raise UsageError(f"{self._type}: {name} must have the dims {self.needs[name]}, got {array.dims}")
+        for name, dims in self.needs.items():
+            if not self.evidence[name].size:
+                raise UsageError(
+                    f"{self._type}: {name} must not be empty, it has the shape {self.evidence[name].shape}"
+                )
+            for dim in dims:
+                self._labels(name, dim)
+
+    def _labels(self, name: str, dim: str) -> None:
+        """Refuses an array without the names along `dim` that its methods look up."""
+        labels = self.evidence[name].coords.get(dim)
+        if dim in ("kind", "metric") and (labels is None or labels.dims != (dim,)):
+            raise UsageError(f"{self._type}: {name} must have labels along {dim}")
 
     @property
     def _type(self) -> str:

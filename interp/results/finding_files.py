@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from interp.checking import arguments, checked, damaged, inside, parsed, read_json, typed
 from interp.errors import InterpError, UsageError
 from interp.results.files import replacing
 from interp.results.findings import FINDINGS, Finding
@@ -59,17 +60,10 @@ def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = F
         InterpError: a file is missing, damaged, or not of this finding.
     """
     target = _json_path(path)
-    try:
-        document = json.loads(target.read_text(encoding="utf-8"))
-        if not isinstance(document, dict) or document.get("format") != FORMAT:
-            raise InterpError(f"{target} does not hold a finding: it has no header of format {FORMAT!r}")
-        finding = _rebuilt(document, _beside(document, target), target)
-    except InterpError:
-        raise
-    except FileNotFoundError as error:
-        raise InterpError(f"{error.filename or target} does not exist") from error
-    except Exception as error:  # a damaged file can fail in any way
-        raise InterpError(f"{target} is damaged or not a finding: {type(error).__name__}: {error}") from error
+    document = read_json(target)
+    if document.get("format") != FORMAT:
+        raise InterpError(f"{target} does not hold a finding: it has no header of format {FORMAT!r}")
+    finding = _rebuilt(document, _beside(document, target), target)
     if model is not None and not any_model:
         finding.check(model)
     return finding
@@ -90,13 +84,13 @@ def from_json(text: str) -> Finding:
     Raises:
         InterpError: the text is not that of a finding.
     """
+    document = typed(parsed(text, "the text"), dict, "the text")
+    packed = checked(checked(document, "arrays", dict, "the text"), "base64", str, "the text")
     try:
-        document = json.loads(text)
-        return _rebuilt(document, base64.b64decode(document["arrays"]["base64"], validate=True), "the text")
-    except InterpError:
-        raise
-    except Exception as error:  # a damaged text can fail in any way
-        raise InterpError(f"the text is damaged or not a finding: {type(error).__name__}: {error}") from error
+        data = base64.b64decode(packed, validate=True)
+    except ValueError as error:
+        raise damaged("the text", f"its arrays can't be read: {error}") from None
+    return _rebuilt(document, data, "the text")
 
 
 def is_finding(path: Path) -> bool:
@@ -133,26 +127,39 @@ def _text(finding: Finding, arrays: dict[str, Any], indent: int | None = None) -
         raise UsageError(f"this {document['type']} can't be saved: {error}") from error
 
 
-def _beside(document: Any, target: Path) -> bytes:
+def _beside(document: dict[str, Any], target: Path) -> bytes:
     """The arrays' file of a finding's document, if it is that."""
-    beside = target.with_name(Path(document["arrays"]["file"]).name)
-    data = beside.read_bytes()
-    if hashlib.sha256(data).hexdigest() != document["arrays"]["sha256"]:
+    held = checked(document, "arrays", dict, target)
+    beside = inside(target.parent, checked(held, "file", str, target), target)
+    try:
+        data = beside.read_bytes()
+    except FileNotFoundError:
+        raise InterpError(f"{beside} does not exist; copy it together with {target.name}") from None
+    except OSError as error:
+        raise InterpError(f"{beside} can't be read: {error.strerror or error}") from error
+    if hashlib.sha256(data).hexdigest() != checked(held, "sha256", str, target):
         raise InterpError(f"{beside} does not belong to {target}: it was changed, cut short or written for another one")
     return data
 
 
-def _rebuilt(document: Any, data: bytes, where: Any) -> Finding:
+def _rebuilt(document: dict[str, Any], data: bytes, where: Path | str) -> Finding:
     from safetensors.numpy import load as arrays_of
 
-    kind = FINDINGS.get(document["type"])
-    if kind is None:
-        raise InterpError(f"{where} holds a finding of the unknown type {document['type']!r}")
-    arrays = arrays_of(data)
-    known = {"format", "type", "summary", "evidence", "arrays"}
-    given = {name: value for name, value in document.items() if name not in known}
-    evidence = {name: rebuild(header, arrays[name]) for name, header in document["evidence"].items()}
-    return kind(**given, evidence=evidence)
+    name = checked(document, "type", str, where)
+    if name not in FINDINGS:
+        raise InterpError(f"{where} holds a finding of the unknown type {name!r}")
+    try:
+        arrays = arrays_of(data)
+    except Exception as error:  # the library's own error, or whichever one numpy has for a shape
+        raise damaged(where, f"its arrays can't be read: {error}") from None
+    evidence = {}
+    for label, header in checked(document, "evidence", dict[str, dict], where).items():
+        if label not in arrays:
+            raise damaged(where, f"its arrays lack {label!r}")
+        evidence[label] = rebuild(header, arrays[label], where)
+    known = {"format", "type", "summary", "arrays"}
+    given = {label: value for label, value in document.items() if label not in known} | {"evidence": evidence}
+    return FINDINGS[name](**arguments(given, FINDINGS[name], where))
 
 
 def _json_path(path: str | os.PathLike[str]) -> Path:

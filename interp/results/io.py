@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from interp.checking import checked, damaged, parsed, read_json, read_tensors
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.results import finding_files
 from interp.results.files import replacing
 from interp.results.findings import Finding
-from interp.results.header import FORMAT, decode_array, describe, encode_array, rebuild
+from interp.results.header import FORMAT, NUMBERS, decode_array, describe, encode_array, rebuild
 from interp.results.tables import to_frame
 
 __all__ = ["load", "save", "to_json"]
@@ -75,15 +76,10 @@ def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = F
         raise unknown_name("file format", target.suffix, _READERS)
     if not target.is_file():
         raise InterpError(f"{target} {'is a folder' if target.is_dir() else 'does not exist'}")
-    try:
-        header, read = _READERS[target.suffix](target)
-        if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise InterpError(f"{target} does not hold scores: it has no header of format {FORMAT!r}")
-        return rebuild(header, read(header))
-    except InterpError:
-        raise
-    except Exception as error:  # a damaged file can make each library fail in any way
-        raise InterpError(f"{target} is cut short, damaged or not scores: {type(error).__name__}: {error}") from error
+    header, read = _READERS[target.suffix](target)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        raise InterpError(f"{target} does not hold scores: it has no header of format {FORMAT!r}")
+    return rebuild(header, read(header), target)
 
 
 def to_json(scores: xr.DataArray, indent: int | None = None) -> str:
@@ -103,12 +99,8 @@ def _write_safetensors(scores: xr.DataArray, header: dict[str, Any], path: Path)
 
 
 def _read_safetensors(path: Path) -> tuple[Any, _Reader]:
-    from safetensors import safe_open
-
-    with safe_open(str(path), framework="np") as file:
-        header = json.loads((file.metadata() or {}).get("interp", "null"))
-        values = file.get_tensor("values") if "values" in file.keys() else np.empty(0)  # noqa: SIM118
-    return header, lambda _: values
+    held, about = read_tensors(path, "np")
+    return parsed(about.get("interp", "null"), path), lambda _: held.get("values", np.empty(0))
 
 
 def _write_json(scores: xr.DataArray, header: dict[str, Any], path: Path) -> None:
@@ -116,8 +108,8 @@ def _write_json(scores: xr.DataArray, header: dict[str, Any], path: Path) -> Non
 
 
 def _read_json(path: Path) -> tuple[Any, _Reader]:
-    document = json.loads(path.read_text(encoding="utf-8"))
-    return document, lambda header: decode_array(header["data"], header["dtype"], header["shape"])
+    document = read_json(path)
+    return document, lambda header: decode_array(header, path)
 
 
 def _write_netcdf(scores: xr.DataArray, header: dict[str, Any], path: Path) -> None:
@@ -151,10 +143,13 @@ def _plain(labels: np.ndarray) -> Any:
 
 
 def _read_netcdf(path: Path) -> tuple[Any, _Reader]:
-    with xr.open_dataset(path, engine="scipy", decode_cf=False, mask_and_scale=False) as file:
-        header = json.loads(file.attrs.get("interp", "null"))
-        values = file["scores"].values.copy() if "scores" in file else np.empty(0)
-    return header, lambda h: values.astype(h["dtype"])
+    try:
+        with xr.open_dataset(path, engine="scipy", decode_cf=False, mask_and_scale=False) as file:
+            about = str(file.attrs.get("interp", "null"))
+            values = file["scores"].values.copy() if "scores" in file else np.empty(0)
+    except Exception as error:  # a damaged file can make the library fail in any way
+        raise damaged(path, str(error).removeprefix("Error: ").partition("\n")[0]) from error
+    return parsed(about, path), lambda h: values.astype(checked(h, "dtype", str, path, among=NUMBERS))
 
 
 def _write_csv(scores: xr.DataArray, header: dict[str, Any], path: Path) -> None:

@@ -123,7 +123,7 @@ def parse_head(parts: Parts, head: Head | Sequence[int]) -> tuple[int, int]:
         UsageError: It is no head of this model.
     """
     if isinstance(head, str):
-        match = re.fullmatch(r"a?(\d+)\.h?(\d+)", head)
+        match = re.fullmatch(r"a?(\d{1,9})\.h?(\d{1,9})", head)
         if match is None:
             raise UsageError(f"{head!r} names no head; write a3.h5 or 3.5, or give layer and index as a pair")
         head = int(match[1]), int(match[2])

@@ -13,10 +13,11 @@ from typing import Any, cast
 
 import pandas as pd
 
+from interp.checking import checked, damaged, read_json
 from interp.errors import InterpError, UsageError
 from interp.patching.features.dictionaries import NodeName
 from interp.results import overlap as overlaps
-from interp.results.circuit import Circuit, Edge, read_json
+from interp.results.circuit import Circuit, Edge
 from interp.results.files import write_text
 
 __all__ = ["FeatureCircuit"]
@@ -163,19 +164,21 @@ class FeatureCircuit:
         document = read_json(path)
         if document.get("format") != FORMAT:
             raise InterpError(f"{path} is no feature circuit: it has no format {FORMAT!r}")
+        edges = checked(document, "edges", list[tuple[str, str, float]], path)
+        inside = checked(document, "in_edges", list[tuple[str, str]], path)
         try:
             return cls(
-                nodes=document["nodes"],
-                in_nodes=frozenset(document["in_nodes"]),
-                edges={(source, target): score for source, target, score in document["edges"]},
-                in_edges=frozenset((source, target) for source, target in document["in_edges"]),
-                dictionaries=dict(document["dictionaries"]),
-                settings=dict(document["settings"]),
-                versions=dict(document["versions"]),
-                **{name: str(document[name]) for name in _TEXTS},
+                nodes=checked(document, "nodes", dict[str, float], path),
+                in_nodes=frozenset(checked(document, "in_nodes", list[str], path)),
+                edges={(source, target): score for source, target, score in edges},
+                in_edges=frozenset((source, target) for source, target in inside),
+                dictionaries=checked(document, "dictionaries", dict[str, str], path),
+                settings=checked(document, "settings", dict, path),
+                versions=checked(document, "versions", dict[str, str], path),
+                **{name: checked(document, name, str, path) for name in _TEXTS},
             )
-        except (KeyError, TypeError, ValueError, AttributeError, UsageError) as error:
-            raise InterpError(f"{path} is damaged or no circuit: {type(error).__name__}: {error}") from None
+        except UsageError as error:
+            raise damaged(path, str(error)) from None
 
     def __repr__(self) -> str:
         parts = [part for part in (self.task, self.model and f"on {self.model}", self.method) if part]

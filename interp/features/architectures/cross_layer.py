@@ -20,7 +20,7 @@ from interp.features.architectures.standard import Standard
 from interp.features.architectures.topk import TopK
 from interp.features.place import Place
 
-__all__ = ["CrossLayerTranscoder", "TanhJumpReLU", "cross_layer_transcoder"]
+__all__ = ["LAYERS", "CrossLayerTranscoder", "TanhJumpReLU", "cross_layer_transcoder"]
 
 
 class TanhJumpReLU(JumpReLU):
@@ -73,13 +73,14 @@ class TanhJumpReLU(JumpReLU):
         return terms
 
 
-_KINDS: dict[str, type[Dictionary]] = {
+LAYERS: dict[str, type[Dictionary]] = {
     "tanh": TanhJumpReLU,
     "jumprelu": JumpReLU,
     "standard": Standard,
     "topk": TopK,
     "batch_topk": BatchTopK,
 }
+"""What a layer of a cross-layer transcoder can be, by name."""
 
 
 class CrossLayerTranscoder(Dictionary):
@@ -122,8 +123,8 @@ class CrossLayerTranscoder(Dictionary):
         **shared: Any,
     ) -> None:
         super().__init__(d_in, d_sae, seed=seed, **{**shared, "transcoder": True})
-        if kind not in _KINDS:
-            raise unknown_name("kind of a cross-layer transcoder", kind, _KINDS)
+        if kind not in LAYERS:
+            raise unknown_name("kind of a cross-layer transcoder", kind, LAYERS)
         n = len(self.widths_in)
         if len(self.widths_out) != n:
             raise UsageError(f"it reads {n} layers and writes {len(self.widths_out)}; both must be as many")
@@ -132,7 +133,7 @@ class CrossLayerTranscoder(Dictionary):
         self.kind, self.of_layer, self.per_layer = kind, dict(of_layer or {}), d_sae // n
         self.begins = [0, *accumulate(self.widths_out)]
         made = [
-            _KINDS[kind](
+            LAYERS[kind](
                 width, self.per_layer, d_out=self.d_out - begin, transcoder=True, seed=n * seed + at, **self.of_layer
             )
             for at, (width, begin) in enumerate(zip(self.widths_in, self.begins, strict=False))

@@ -10,15 +10,17 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.checking import damaged, read_tensors
 from interp.errors import InterpError, UsageError
 from interp.features.architectures.cross_layer import CrossLayerTranscoder, cross_layer_transcoder
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.jumprelu import JumpReLU
 from interp.features.architectures.standard import Standard
 from interp.features.architectures.topk import TopK
+from interp.features.formats.fitting import fitted
 from interp.features.formats.saelens import folded
 from interp.features.place import Place, listed
 from interp.results.files import replacing, write_text
@@ -71,27 +73,21 @@ def load_circuit_tracer(path: str | os.PathLike[str], reads: Place | str, writes
     file = Path(path)
     tensors = _read(file, ("W_enc", "W_dec", "b_enc", "b_dec"))
     places = [Place.parse(place) if isinstance(place, str) else place for place in (reads, writes)]
+    d_sae, d_in = _matrix(tensors["W_enc"], file, "W_enc")
     tensors["W_enc"] = tensors["W_enc"].t()
-    d_in, d_sae = tensors["W_enc"].shape
     if _THRESHOLD in tensors:
         tensors["threshold"] = tensors.pop(_THRESHOLD).flatten()
     options: dict[str, Any] = {
-        "d_out": tensors["W_dec"].shape[1],
+        "d_out": _matrix(tensors["W_dec"], file, "W_dec")[1],
         "reads": places[0],
         "writes": places[1],
         "skip": "W_skip" in tensors,
         "transcoder": True,
     }
-    dictionary: Dictionary
+    made: type[Dictionary] = JumpReLU if "threshold" in tensors else Standard
     if "k" in tensors:
-        dictionary = TopK(d_in, d_sae, int(tensors.pop("k")), **options)
-    else:
-        dictionary = (JumpReLU if "threshold" in tensors else Standard)(d_in, d_sae, **options)
-    try:
-        dictionary.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise InterpError(f"{file} is no transcoder that this program knows: {error}") from error
-    return dictionary.eval()
+        made, options = TopK, {**options, "k": _count(tensors.pop("k"), file)}
+    return fitted(lambda: made(d_in, d_sae, **options), tensors, file)
 
 
 def save_cross_layer(dictionary: CrossLayerTranscoder, directory: str | os.PathLike[str], model_name: str = "") -> None:
@@ -159,21 +155,22 @@ def load_cross_layer(
         _read(folder / f"W_enc_{at}.safetensors", [f"{name}_{at}" for name in ("W_enc", "b_enc", "b_dec")])
         for at in range(n)
     ]
-    width, d_model = encoders[0]["W_enc_0"].shape
+    width, d_model = _matrix(encoders[0]["W_enc_0"], folder, "W_enc_0")
     kind = "tanh" if "threshold_0" in encoders[0] else "standard"
-    dictionary = cross_layer_transcoder(range(n), d_model, width, kind=kind, reads=reads, writes=writes)
-    state = {"b_dec": torch.cat([encoders[at][f"b_dec_{at}"] for at in range(n)]).float()}
+    state = {"b_dec": torch.cat([encoders[at][f"b_dec_{at}"].flatten() for at in range(n)]).float()}
     for at, encoder in enumerate(encoders):
         decoder = _read(folder / f"W_dec_{at}.safetensors", [f"W_dec_{at}"])[f"W_dec_{at}"]
+        _matrix(encoder[f"W_enc_{at}"], folder, f"W_enc_{at}")
         found = {"W_enc": encoder[f"W_enc_{at}"].t(), "b_enc": encoder[f"b_enc_{at}"], "W_dec": decoder.flatten(1)}
         if kind == "tanh" and f"threshold_{at}" in encoder:
             found["threshold"] = encoder[f"threshold_{at}"].flatten()
         state |= {f"layers.{at}.{name}": tensor.float() for name, tensor in found.items()}
-    try:
-        dictionary.load_state_dict(state)
-    except RuntimeError as error:
-        raise InterpError(f"{folder} holds no cross-layer transcoder that this program knows: {error}") from error
-    dictionary.eval()
+
+    def make() -> CrossLayerTranscoder:
+        return cross_layer_transcoder(range(n), d_model, width, kind=kind, reads=reads, writes=writes)
+
+    dictionary = fitted(make, state, folder)
+    assert isinstance(dictionary, CrossLayerTranscoder)
     return dictionary
 
 
@@ -187,13 +184,20 @@ def _write(file: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _read(file: Path, names: Sequence[str]) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise InterpError(f"there is no file {file}")
-    try:
-        tensors = load_file(file)
-    except SafetensorError as error:
-        raise InterpError(f"{file} is damaged: {error}") from error
+    tensors = read_tensors(file)[0]
     missing = [name for name in names if name not in tensors]
     if missing:
         raise InterpError(f"{file} lacks the tensor {missing[0]}")
     return tensors
+
+
+def _matrix(tensor: Tensor, path: Path, name: str) -> tuple[int, int]:
+    if tensor.ndim != 2:
+        raise damaged(path, f"{name} has the shape {tuple(tensor.shape)}, a matrix is needed")
+    return tensor.shape[0], tensor.shape[1]
+
+
+def _count(tensor: Tensor, path: Path) -> int:
+    if tensor.numel() != 1 or tensor.is_floating_point() or tensor.is_complex():
+        raise damaged(path, f"k has the shape {tuple(tensor.shape)} of {tensor.dtype}, one whole number is needed")
+    return int(tensor)

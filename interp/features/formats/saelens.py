@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.checking import checked, read_json, read_tensors
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.normalisation import NORMALISATIONS
 from interp.features.architectures.registry import ARCHITECTURES, OF_SEVERAL_PLACES
+from interp.features.formats.fitting import fitted
 from interp.features.formats.several import TEXT, about_text, made, save_several
 from interp.features.overlap import TextSketch
 from interp.features.place import Place
@@ -25,6 +27,7 @@ __all__ = ["folded", "load", "save"]
 
 CFG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
 
+_LARGEST_FACTOR = 1e30
 _BY_FACTOR = "expected_average_only_in"
 
 _LAYOUT = "6.54.12"
@@ -32,12 +35,7 @@ _LAYOUT = "6.54.12"
 
 _SAVED_AS = {"gradient_topk": "topk", "batch_topk": "jumprelu", "matryoshka": "jumprelu"}
 _THEIR_NAMES = {"batch_topk": "batchtopk", "matryoshka": "matryoshka_batchtopk"}
-_TENSORS = {
-    "standard": ("W_enc", "W_dec", "b_enc", "b_dec"),
-    "topk": ("W_enc", "W_dec", "b_enc", "b_dec"),
-    "jumprelu": ("W_enc", "W_dec", "b_enc", "b_dec", "threshold"),
-    "gated": ("W_enc", "W_dec", "b_dec", "b_gate", "b_mag", "r_mag"),
-}
+_KNOWN = ("standard", "topk", "jumprelu", "gated")
 
 
 def folded(dictionary: Dictionary) -> dict[str, Tensor]:
@@ -135,72 +133,68 @@ def load(directory: str | os.PathLike[str], norm_scaling_factor: float | None = 
             says; the message names it.
     """
     where = Path(directory)
-    cfg, tensors = _read(where)
-    name = str(cfg.get("architecture"))
+    cfg, tensors, text = _read(where)
+    name = checked(cfg, "architecture", str, where / CFG)
     if name in OF_SEVERAL_PLACES:
-        several = made(cfg, tensors, where)
-        several.model, several.text = trained_on(cfg), text_of(where / WEIGHTS)
+        several = made(cfg, tensors, where, (CFG, WEIGHTS))
+        several.model, several.text = trained_on(cfg, where / CFG), text
         return several
     base, is_transcoder, skip = _parsed(name)
     normalisation, factor = _normalisation(cfg, where, norm_scaling_factor)
-    about = cfg.get("metadata") or {}
+    about = checked(cfg, "metadata", dict | None, where / CFG, default=None) or {}
     reads, writes = (_place(about.get(key)) for key in ("hook_name", "hook_name_out"))
-    options: dict[str, Any] = {"k": int(cfg["k"])} if base == "topk" and "k" in cfg else {}
-    dictionary = ARCHITECTURES[base](
-        int(cfg["d_in"]),
-        int(cfg["d_sae"]),
-        d_out=int(cfg.get("d_out") or cfg["d_in"]),
-        reads=reads,
-        writes=writes if is_transcoder else reads,
-        skip=skip,
-        transcoder=is_transcoder,
-        **options,
+    d_in, d_sae = (checked(cfg, key, int, where / CFG, least=1) for key in ("d_in", "d_sae"))
+    d_out = checked(cfg, "d_out", int | None, where / CFG, default=None) or d_in
+    options = {"k": checked(cfg, "k", int, where / CFG, least=1)} if base == "topk" and "k" in cfg else {}
+    rescaled, centred = (
+        checked(cfg, key, bool | None, where / CFG, default=None)
+        for key in ("rescale_acts_by_decoder_norm", "apply_b_dec_to_input")
     )
+    if rescaled and base != "topk":
+        raise UsageError(f"{where / CFG} has rescale_acts_by_decoder_norm, which only topk can have, not {name}")
     if "log_threshold" in tensors:  # SAELens's older name
         tensors["threshold"] = tensors.pop("log_threshold").float().exp()
-    _fill(dictionary, tensors, (*_TENSORS[base], *(["W_skip"] if skip else [])), where)
+
+    def make() -> Dictionary:
+        return ARCHITECTURES[base](
+            d_in,
+            d_sae,
+            d_out=d_out,
+            reads=reads,
+            writes=writes if is_transcoder else reads,
+            skip=skip,
+            transcoder=is_transcoder,
+            **options,
+        )
+
+    dictionary = fitted(make, tensors, where / WEIGHTS, strict=False)
     with torch.no_grad():
         _fold_factor(dictionary, factor)
-        if cfg.get("rescale_acts_by_decoder_norm"):
+        if rescaled:
             _fold_norms(dictionary)
-        if not is_transcoder and cfg.get("apply_b_dec_to_input") is False:
+        if not is_transcoder and centred is False:
             _centre(dictionary)
     dictionary.normalisation = normalisation
-    dictionary.model, dictionary.text = trained_on(cfg), text_of(where / WEIGHTS)
-    return dictionary.eval()
+    dictionary.model, dictionary.text = trained_on(cfg, where / CFG), text
+    return dictionary
 
 
-def trained_on(cfg: dict[str, Any]) -> tuple[str, str] | None:
+def trained_on(cfg: dict[str, Any], path: Path) -> tuple[str, str] | None:
     """Name and fingerprint of the model in a configuration's metadata."""
-    about = cfg.get("metadata") or {}
-    return (str(about.get("model_name")), about["model_fingerprint"]) if "model_fingerprint" in about else None
+    about = checked(cfg, "metadata", dict | None, path, default=None) or {}
+    if "model_fingerprint" not in about:
+        return None
+    return checked(about, "model_name", str, path, default="None"), checked(about, "model_fingerprint", str, path)
 
 
-def text_of(weights: Path) -> TextSketch | None:
-    """The training text that a file of weights knows of.
-
-    Raises:
-        InterpError: what it says is damaged.
-    """
-    with safe_open(weights, framework="pt") as file:
-        said = (file.metadata() or {}).get(TEXT)
-    return None if said is None else TextSketch.loaded(said, weights)
-
-
-def _read(where: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(where: Path) -> tuple[dict[str, Any], dict[str, Tensor], TextSketch | None]:
+    """The configuration, the weights, and the training text that the weights' header knows of."""
     for name in (CFG, WEIGHTS):
         if not (where / name).is_file():
             raise InterpError(f"{where} holds no dictionary: {name} is missing")
-    try:
-        cfg = json.loads((where / CFG).read_text(encoding="utf-8"))
-        missing = [key for key in ("architecture", "d_in", "d_sae") if key not in cfg]
-        if missing:
-            raise InterpError(f"{where / CFG} lacks {', '.join(missing)}")
-        return cfg, load_file(where / WEIGHTS)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise InterpError(f"{where / CFG} is damaged: {error}") from error
-    except SafetensorError as error:
-        raise InterpError(f"{where / WEIGHTS} is damaged: {error}") from error
+    tensors, about = read_tensors(where / WEIGHTS)
+    text = TextSketch.loaded(about[TEXT], where / WEIGHTS) if TEXT in about else None
+    return read_json(where / CFG), tensors, text
 
 
 def _parsed(name: str) -> tuple[str, bool, bool]:
@@ -209,37 +203,34 @@ def _parsed(name: str) -> tuple[str, bool, bool]:
     skip = is_transcoder and (base == "skip" or base.endswith("_skip"))
     base = base.removesuffix("skip").rstrip("_") if skip else base
     base = base or "standard"
-    if base not in _TENSORS:
-        raise unknown_name("architecture of a saved dictionary", name, [*_TENSORS, "transcoder", "skip_transcoder"])
+    if base not in _KNOWN:
+        raise unknown_name("architecture of a saved dictionary", name, [*_KNOWN, "transcoder", "skip_transcoder"])
     return base, is_transcoder, skip
 
 
 def _normalisation(cfg: dict[str, Any], where: Path, given: float | None) -> tuple[str | None, float]:
     """What is done to each activation, and what all are multiplied by."""
-    name = cfg.get("normalize_activations") or "none"
+    name = checked(cfg, "normalize_activations", str | bool | None, where / CFG, default=None) or "none"
     name = _BY_FACTOR if name is True else name  # SAELens's older spelling
     if name == "none":
         return None, 1.0
     if name in NORMALISATIONS:
         return name, 1.0
     if name != _BY_FACTOR:
-        raise unknown_name("normalize_activations", str(name), ["none", _BY_FACTOR, *NORMALISATIONS])
+        raise unknown_name("normalize_activations", name, ["none", _BY_FACTOR, *NORMALISATIONS])
     factor = given if given is not None else cfg.get("norm_scaling_factor", _scaler(where / SCALER))
-    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 0 < factor < _LARGEST_FACTOR:
         raise UsageError(
             f"{where} multiplies activations by a factor ({_BY_FACTOR}) that neither {CFG} (norm_scaling_factor) nor "
-            f"{SCALER} has as a positive number, got {factor!r}; give load(..., norm_scaling_factor=...), which is "
-            f"sqrt(d_in) / E[norm]: store.scale(place) of activations"
+            f"{SCALER} has as a positive number; give load(..., norm_scaling_factor=...), which is sqrt(d_in) / "
+            f"E[norm]: store.scale(place) of activations"
         )
     return None, float(factor)
 
 
 def _scaler(path: Path) -> Any:
     """The factor in what SAELens writes beside a dictionary in training, if it is there."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8")).get("scaling_factor")
-    except (OSError, ValueError, AttributeError):
-        return None
+    return checked(read_json(path), "scaling_factor", float | None, path, default=None) if path.is_file() else None
 
 
 def _fold_factor(dictionary: Dictionary, factor: float) -> None:
@@ -249,24 +240,12 @@ def _fold_factor(dictionary: Dictionary, factor: float) -> None:
     dictionary.b_dec.div_(factor)
 
 
-def _place(hook: str | None) -> Place | None:
+def _place(hook: Any) -> Place | None:
     """The place of a hook's name; None for one that this program does not know."""
     try:
-        return None if hook is None else Place.parse(hook)
+        return Place.parse(hook) if isinstance(hook, str) else None
     except UsageError:
         return None
-
-
-def _fill(dictionary: Dictionary, tensors: dict[str, Tensor], names: tuple[str, ...], where: Path) -> None:
-    own = dictionary.state_dict()
-    for name in names:
-        if name not in tensors:
-            raise InterpError(f"{where / WEIGHTS} lacks the tensor {name}")
-        if tensors[name].shape != own[name].shape:
-            raise InterpError(
-                f"{name} in {where / WEIGHTS} has shape {tuple(tensors[name].shape)}, expected {tuple(own[name].shape)}"
-            )
-        own[name].copy_(tensors[name])
 
 
 def _fold_norms(dictionary: Dictionary) -> None:

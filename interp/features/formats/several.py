@@ -15,9 +15,12 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.checking import arguments, checked, damaged
 from interp.errors import InterpError, UsageError
+from interp.features.architectures.cross_layer import LAYERS, CrossLayerTranscoder
 from interp.features.architectures.dictionary import Dictionary
-from interp.features.architectures.registry import from_settings
+from interp.features.architectures.registry import OF_SEVERAL_PLACES, from_settings
+from interp.features.formats.fitting import fitted
 from interp.results.files import replacing, write_text
 
 __all__ = ["TEXT", "about_text", "made", "save_several"]
@@ -65,18 +68,23 @@ def about_text(dictionary: Dictionary) -> dict[str, str] | None:
     return None if dictionary.text is None else {TEXT: dictionary.text.dumped()}
 
 
-def made(cfg: dict[str, Any], tensors: dict[str, Tensor], where: Path) -> Dictionary:
+def made(cfg: dict[str, Any], tensors: dict[str, Tensor], where: Path, names: tuple[str, str]) -> Dictionary:
     """The dictionary of the two files' contents, in evaluation mode.
 
     Raises:
         UsageError: Another version.
         InterpError: The settings or the tensors are not those of the architecture.
     """
+    path, kind = where / names[0], OF_SEVERAL_PLACES[cfg["architecture"]]
     if cfg.get("format") != FORMAT:
         raise UsageError(f"{where} is of the format {cfg.get('format')!r}, this version reads {FORMAT!r}")
-    try:
-        dictionary = from_settings(cfg["architecture"], cfg["settings"])
-        dictionary.load_state_dict({name: tensor.float() for name, tensor in tensors.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise InterpError(f"{where} is damaged, its settings and weights do not fit: {error}") from error
-    return dictionary.eval()
+    settings = checked(cfg, "settings", dict, path)
+    places = {side: checked(settings, side, str | list[str] | None, path) for side in ("reads", "writes")}
+    own = arguments({name: value for name, value in settings.items() if name not in places}, kind, path)
+    if kind is CrossLayerTranscoder:
+        layers = checked(own, "d_in", list[int], path)
+        if len(layers) > len(tensors):
+            raise damaged(path, f"it has {len(layers):,} layers, and there are {len(tensors):,} tensors")
+        layer = LAYERS[checked(own, "kind", str, path, among=LAYERS)]
+        arguments({**checked(own, "of_layer", dict, path), "d_in": 1, "d_sae": 1}, layer, path)
+    return fitted(lambda: from_settings(cfg["architecture"], settings), tensors, where / names[1])

@@ -133,7 +133,7 @@ def load_transcoders(directory: str | os.PathLike[str]) -> dict[int, Dictionary]
     folders = {}
     for folder in Path(directory).glob("layer_*"):
         number = folder.name.removeprefix("layer_")
-        if folder.is_dir() and number.isdigit():
+        if folder.is_dir() and number.isdecimal():
             folders[int(number)] = folder
     if not folders:
         raise UsageError(

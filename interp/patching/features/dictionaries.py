@@ -42,7 +42,7 @@ class NodeName:
         Raises:
             UsageError: The text is no such name.
         """
-        if match := re.fullmatch(r"(.+)\.(f\d+|error|skip)(?:@(\d+))?", text):
+        if match := re.fullmatch(r"(.+)\.(f\d{1,9}|error|skip)(?:@(\d{1,9}))?", text):
             return cls(match[1], match[2], None if match[3] is None else int(match[3]))
         raise UsageError(
             f"{text!r} names no node of a dictionary; write resid_post.15.f17 (a feature) or resid_post.15.error"
