@@ -13,7 +13,7 @@ from families import tiny
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from interp.errors import InterpError
+from interp.errors import InterpError, UsageError
 from interp.features import Dictionary, TopK, crosscoder, dark_matter, finetune, harvest, judge, train
 from interp.features.judging.judge import halves
 from interp.features.overlap import STRETCH, TextSketch, sketch
@@ -150,6 +150,26 @@ def test_texts_to_judge_on_share_no_document_with_those_to_fit_on(model):
             there = [" ".join(text.split()) for text in documents(texts, split)]
             assert all(any(decode(row[1:]) in text for text in there) for row in some)
             assert len(some)
+
+
+def test_what_is_trained_on_one_half_is_judged_on_the_other(model, tmp_path):
+    draw, words = random.Random(0), [f"t{i}" for i in (*range(4, 10), *range(40, 50))]
+    texts = ["\n".join(draw.choices(words, k=60)) for _ in range(12)]
+    dictionary = TopK(32, 64, k=4, reads=PLACE)
+    stream = harvest(model, PLACE, texts, 200, 32, split="find")
+    train(dictionary, stream.batches(32, epochs=None), 2)
+    assert dictionary.text is not None
+    assert dictionary.text.source == "list of 12, find"
+    report = judge(model, dictionary, texts, 6, 24)
+    assert report.scores.attrs["overlap"] == 0
+    with pytest.warns(UserWarning, match="stands in the text"):
+        judge(model, dictionary, documents(texts, "find"), 6, 24)
+
+
+@pytest.mark.parametrize("source", [TRAINED_ON, [{"text": "t4 t5"}] * 3, iter(["t4 t5", "t6 t7"])])
+def test_only_texts_are_split(model, source):
+    with pytest.raises(UsageError, match="takes one half of a corpus, a file or a list of texts, not of"):
+        harvest(model, PLACE, source, 4, 8, split="find")
 
 
 def test_one_document_is_halved_by_rows(model):

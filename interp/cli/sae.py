@@ -29,6 +29,7 @@ from interp.cli.app import (
     writable,
 )
 from interp.errors import UsageError
+from interp.tasks.corpora import SPLITS
 
 __all__ = ["evaluate", "sae", "train", "transcoders"]
 
@@ -55,6 +56,9 @@ def train(
     lr: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
     autocast: Annotated[bool, typer.Option("--bf16", help="Run the model in bfloat16; the error is recorded.")] = False,
     keep: Annotated[bool, typer.Option("--keep-activations", help="Don't delete them at the end.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="find: train on half of the documents; eval on the same text judges on the rest.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
@@ -68,6 +72,7 @@ def train(
     place = features.Place.parse(hook)
     _known_architecture(arch)
     known_text(text)
+    known("split", split, SPLITS)
     writable(directory)
     settings = features.TrainSettings(lr=lr, seed=seed)
     check_length(directory / "checkpoint.safetensors", tokens, batch, settings)
@@ -84,6 +89,7 @@ def train(
         dtype="bfloat16",
         autocast="bfloat16" if autocast else None,
         seed=seed,
+        split=split,
     )
     out.print(f"{tokens:,} activations of {place} in {time.perf_counter() - began:.0f} s", highlight=False)
     options: dict[str, Any] = {"k": k} if "k" in made.options else {}
@@ -120,6 +126,9 @@ def transcoders(
     lr: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
     autocast: Annotated[bool, typer.Option("--bf16", help="Run the model in bfloat16; the error is recorded.")] = False,
     keep: Annotated[bool, typer.Option("--keep-activations", help="Don't delete them at the end.")] = False,
+    split: Annotated[
+        str | None, typer.Option(help="find: train on half of the documents; eval on the same text judges on the rest.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
@@ -131,6 +140,7 @@ def transcoders(
     chosen = numbers(layers) or []
     _known_architecture(arch)
     known_text(text)
+    known("split", split, SPLITS)
     writable(directory)
     made = features.ARCHITECTURES[arch]
     features.train_transcoders(
@@ -148,6 +158,7 @@ def transcoders(
         autocast="bfloat16" if autocast else None,
         keep=keep,
         seed=seed,
+        split=split,
     )
     out.print(f"{len(chosen)} transcoders written to {directory}", soft_wrap=True, highlight=False)
 

@@ -106,8 +106,8 @@ def overlap(dictionary: Any, tokens: Int[Tensor, "text pos"]) -> float | None:
     if share is not None and share > _MUCH:
         warnings.warn(
             f"{share:.0%} of this text stands in the text that the dictionary was trained on ({text and text.source}): "
-            "what is measured is too good; take other text, or train on one half of the documents and judge on the "
-            'other: interp.tasks.documents(source, "find") and (source, "score")',
+            "what is measured is too good; take other text, or train on one half of the documents (harvest with "
+            'split="find") and judge on the other, which judging takes by itself',
             stacklevel=4,  # behind the no_grad of whoever judges
         )
     return share

@@ -148,7 +148,9 @@ class Activations(ABC):
                 lengths = layout["edges"].diff().numpy()
                 yield layout["tokens"].numpy(), np.repeat(np.arange(len(lengths)), lengths)
 
-        return sketch(pieces(), self.manifest["corpus"]["source"])
+        about = self.manifest["corpus"]
+        half = f", {about['split']}" if about.get("split") else ""
+        return sketch(pieces(), about["source"] + half)
 
     def sign(self, dictionary: Any) -> None:
         """Writes into a dictionary which model's activations, and which text, it was trained on."""

@@ -42,6 +42,7 @@ def harvest(
     dtype: str = "float32",
     autocast: str | None = None,
     seed: int | None = 0,
+    split: str | None = None,
     shard_tokens: int | None = None,
     max_memory: int | None = None,
 ) -> Activations:
@@ -68,6 +69,8 @@ def harvest(
         autocast: ``bfloat16`` multiplies matrices in it. How far that, and a `dtype` of bfloat16, takes the first
             batch's activations from float32 stands in the manifest under ``error``.
         seed: of the order of documents; None keeps the source's. One that can only be gone through keeps its own.
+        split: ``find`` takes one half of the source's documents, so that `interp.features.judge` can judge on the same
+            source: it does on the other half (``score``). None takes all. See `interp.tasks.documents`.
         shard_tokens: activations of a shard, about; 32,768 on disk, 8,192 in a stream. A kill costs one at most.
         max_memory: bytes for a batch.
 
@@ -90,7 +93,9 @@ def harvest(
     parts = verified(model)
     wanted = _places(places)
     widths = {str(place): {"hook": place.hook, "width": place.width(parts.graph)} for place in wanted}
-    rows = rows_of(source, model, tokens, length, packed=packed, exclude_special=exclude_special, seed=seed)
+    rows = rows_of(
+        source, model, tokens, length, packed=packed, exclude_special=exclude_special, seed=seed, split=split
+    )
     size = shard_tokens or (_IN_MEMORY if directory is None else _ON_DISK)
     shards = rows.shards(size)
     settings = {
@@ -108,7 +113,7 @@ def harvest(
         "fingerprint": identity(model),
         "computed_in": str(parts.dtype).removeprefix("torch."),
         "places": widths,
-        "corpus": {"source": described(source), "sha256": rows.digest},
+        "corpus": {"source": described(source), "split": split, "sha256": rows.digest},
         "settings": settings,
         "n_tokens": int(rows.kept.sum()),
         "n_shards": len(shards),

@@ -136,6 +136,7 @@ def rows_of(
     packed: bool = True,
     exclude_special: bool = False,
     seed: int | None = 0,
+    split: str | None = None,
 ) -> Rows:
     """Lays a source out in rows; see `interp.features.harvest` for what the arguments mean.
 
@@ -153,6 +154,8 @@ def rows_of(
     if len(prefix) >= length:
         raise UsageError(f"a length of {length} leaves no room for text behind the prefix of {len(prefix)} tokens")
     special = _special(encoder) if exclude_special else frozenset()
+    if split is not None:
+        source = _half(source, split)
     if isinstance(source, Tensor):
         packed, found = False, _given(source, encoder)
     else:
@@ -173,6 +176,16 @@ def described(source: Any) -> str:
         return str(source)
     kind = "token ids" if isinstance(source, Tensor) else type(source).__name__
     return f"{kind} of {len(source)}" if hasattr(source, "__len__") else kind
+
+
+def _half(source: Source, split: str) -> list[str]:
+    texts = list(source) if isinstance(source, Sequence) and not isinstance(source, str) else source
+    if not isinstance(texts, str | Path) and not (isinstance(texts, list) and all(isinstance(x, str) for x in texts)):
+        raise UsageError(
+            f"split={split!r} takes one half of a corpus, a file or a list of texts, not of {described(source)}; "
+            "split it beforehand"
+        )
+    return documents(texts, split)
 
 
 def _laid_out(found, prefix, special, tokens, length, separator) -> Rows:

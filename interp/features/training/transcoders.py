@@ -43,6 +43,7 @@ def train_transcoders(
     autocast: str | None = None,
     keep: bool = False,
     seed: int = 0,
+    split: str | None = None,
 ) -> dict[int, Dictionary]:
     """Trains a transcoder for each of some layers; the same call goes on where it was interrupted.
 
@@ -65,6 +66,7 @@ def train_transcoders(
         autocast: ``bfloat16`` runs the model in it; the error is recorded in the activations' manifest.
         keep: Don't delete the activations at the end.
         seed: Of the text, the shuffling and the first weights.
+        split: ``find`` leaves one half of the documents to judge on, see `interp.features.harvest`.
 
     Returns:
         The transcoders, by layer.
@@ -96,6 +98,7 @@ def train_transcoders(
         dtype="bfloat16",
         autocast=autocast,
         seed=seed,
+        split=split,
     )
     made = {}
     for layer in chosen:
