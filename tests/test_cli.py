@@ -86,6 +86,17 @@ def test_json_is_all_that_stands_on_standard_output():
     assert found["attrs"]["fingerprint"] == direct.attrs["fingerprint"]
 
 
+@pytest.mark.parametrize("split", ["find", "score"])
+def test_a_split_is_asked_for_and_said(split):
+    done = command("patch", "induction", "--model", "toy-induction", "-n", 2, "--split", split, "--json")
+    assert done.returncode == 0, done.stderr
+    model = interp.load("toy-induction")
+    found, task = json.loads(done.stdout), interp.task("induction", model, n=2, split=split)
+    direct = interp.patching.activation(model, task, "heads")
+    assert found["attrs"]["split"] == split
+    assert found["attrs"]["clean"] == pytest.approx(direct.attrs["clean"], abs=1e-6)
+
+
 def test_models_are_listed_with_size_licence_and_state():
     done = command("models", INTERP_CACHE="/nonexistent")
     assert done.returncode == 0, done.stderr
@@ -104,6 +115,7 @@ def test_models_are_listed_with_size_licence_and_state():
         (["patch", "induction", "--model", "toy-induction", "--metric", "logits"], "logit_diff"),
         (["patch", "induction", "--model", "toy-induction", "--mode", "noise"], "noising"),
         (["patch", "induction", "--model", "toy-induction", "-n", "0"], "0"),
+        (["patch", "induction", "--model", "toy-induction", "--split", "scored"], "did you mean 'score'"),
         (["patch", "missing.jsonl", "--model", "toy-induction"], "missing.jsonl"),
         (["circuit", "induction", "--model", "toy-induction", "--method", "eap_ig"], "did you mean 'eap-ig'"),
         (["circuit", "induction", "--model", "toy-induction", "--edges", "100000"], "100000"),
