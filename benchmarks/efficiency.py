@@ -85,7 +85,9 @@ def main() -> None:
             print(f"{error}\n")
     hidden = KeptKeys(arguments.keys, arguments.length, arguments.n, seed=arguments.seed)
     text = Text("prose", arguments.texts, arguments.length, 128)
-    found = tradeoff(hf, rows, [hidden, text], Cost(arguments.length, 12, peak=False), repetitions=3)
+    by_findings = [name for name in rows if name.startswith(("reach", "copying"))]
+    cost = Cost(arguments.length, 12, peak=False)
+    found = tradeoff(hf, rows, [hidden, text], cost, controls=by_findings, repetitions=3)
     frame, keys = found.to_frame(), f"keys{arguments.keys}"
     measured = [name for name, row in frame.iterrows() if not pd.isna(row[f"{keys}.recall"])]
     prompts = dict(zip(measured, hidden.rows, strict=True))

@@ -325,6 +325,8 @@ class TestTradeoff:
         found = tradeoff(model, {"a": plan}, *small(), repetitions=1, controls=False)
         assert found.to_frame().loc["a", "control"] == "none, not asked for"
         assert len(found.rows) == 3
+        found = tradeoff(model, {"a": plan, "b": plan}, *small(), repetitions=1, controls=["b"])
+        assert [row.name for row in found.rows[2:]] == ["a", "b", "b, random", "b, inverted"]
 
 
 class TestFiles:

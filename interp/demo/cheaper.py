@@ -56,7 +56,7 @@ def cheapen(
         "SnapKV": SnapKVCache(budget=_BUDGET, length=_LENGTH).plan(deployed),
     }
     measured, cost = [Keys(1, _LENGTH, n, seed=seed)], Cost(_LENGTH, 8, peak=False)
-    found = tradeoff(deployed, rows, measured, cost, repetitions=1, seed=seed)
+    found = tradeoff(deployed, rows, measured, cost, controls=[_CHOSEN], repetitions=1, seed=seed)
     found.save(directory / "tradeoff", "keys1.recall")
     lead = _told(found)
     say(lead)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -156,7 +156,7 @@ def tradeoff(
     quality: Sequence[Quality] | None = None,
     cost: Cost | None = None,
     *,
-    controls: bool = True,
+    controls: bool | Collection[str] = True,
     repetitions: int = 3,
     draws: int = 1,
     seed: int = 0,
@@ -169,7 +169,8 @@ def tradeoff(
             needs no finding (sink and window, SnapKV, magnitude, ...) is given as a method like any other.
         quality: What is measured on each; by default `Text` and `Keys` with one key and with four.
         cost: How cost is measured; by default `Cost` on 2,048 tokens.
-        controls: Give each plan its random plan and its inverted plan, made as it says that it was made.
+        controls: Give each plan its random plan and its inverted plan, made as it says that it was made; or the names
+            of the plans that get them.
         repetitions: Of the cost; their median counts.
         draws: Random plans of each method.
         seed: Of the random plans.
@@ -237,7 +238,7 @@ def tradeoff(
     return Tradeoff(tuple(rows), frame, {**better, **Cost.better}, settings)
 
 
-def _rows(model: PreTrainedModel, plans: Any, controls: bool, draws: int, seed: int) -> list[Row]:
+def _rows(model: PreTrainedModel, plans: Any, controls: bool | Collection[str], draws: int, seed: int) -> list[Row]:
     named = plans.items() if isinstance(plans, Mapping) else ((None, plan) for plan in plans)
     rows: list[Row] = []
     for given, one in named:
@@ -246,7 +247,8 @@ def _rows(model: PreTrainedModel, plans: Any, controls: bool, draws: int, seed: 
         plan, method = (one, None) if isinstance(one, Plan) else (one.plan(model), one)
         plan.check(model)
         name = given or plan.method
-        beside, words = _beside(name, plan, method, model, draws, seed) if controls else ([], "none, not asked for")
+        wanted = controls if isinstance(controls, bool) else name in controls
+        beside, words = _beside(name, plan, method, model, draws, seed) if wanted else ([], "none, not asked for")
         rows += [Row(name, "plan", name, plan, words), *beside]
     return rows
 
