@@ -515,7 +515,7 @@ def test_no_more_than_the_budget_is_kept(budget, unit, seed):
 
 
 def test_a_tradeoff_sets_pruning_beside_its_controls(model):
-    rows = {"heads": HeadPruning(importance=random_heads(model), budget=0.5), "zeros": SparsePruning(budget=0.5)}
+    rows = {"heads": HeadPruning(importance=random_heads(model, 7), budget=0.5), "zeros": SparsePruning(budget=0.5)}
     text, cost = Text(TOKENS, n=2, length=9, scored=4, piece=2), Cost(length=8, steps=2, source=TOKENS, peak=False)
     found = tradeoff(model, rows, quality=[text], cost=cost, repetitions=1).to_frame()
     assert list(found.index) == [
