@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.efficiency.kv_cache.attention import Step, attend, probabilities, visible
 from interp.efficiency.kv_cache.geometry import Geometry
-from interp.efficiency.kv_cache.stores import Store, compacted, sinks_first
+from interp.efficiency.kv_cache.stores import Store, compacted
 from interp.errors import UsageError
 
 __all__ = ["Scorer", "Top", "View"]
@@ -203,8 +203,8 @@ class Top(Store):
             index = torch.cat([best, recent], -1)
             keys, values, carried = (_taken(x, index) for x in (keys, values, scores))
             real = None if real is None else real.gather(1, index[:, 0])
-        if real is not None and self.sinks and not bool(real.all()):
-            order = sinks_first(real, self.sinks)
+        if real is not None and not bool(real.all()):
+            order = _room_before_the_window(real, self.sinks, self.window)
             real, wide = real.gather(1, order), order[:, None].expand(-1, keys.shape[1], -1)
             keys, values, carried = (_taken(x, wide) for x in (keys, values, carried))
         self.buffer.set(keys, values)
@@ -274,15 +274,31 @@ class Top(Store):
             self.valid = None if bool(self.valid.all()) else self.valid
 
     def _in_order(self) -> None:
-        """Turns the ring of recent entries so that the oldest comes first."""
-        if self.oldest == 0:
+        """Turns the ring of recent entries so that the oldest comes first, and puts padding before everything."""
+        if self.oldest == 0 and self.valid is None:
             return
-        at = torch.arange(self.n, device=self.buffer.keys.device)
+        keys = self.buffer.keys
+        at = torch.arange(self.entries, device=keys.device)
         at[self.n - self.window :] = at[self.n - self.window :].roll(-self.oldest)
-        self.buffer.set(self.buffer.keys.index_select(2, at), self.buffer.values.index_select(2, at))
-        self.scores = None if self.scores is None else self.scores.index_select(2, at)
-        self.valid = None if self.valid is None else self.valid.index_select(1, at)
+        at = at.expand(keys.shape[0], -1)
+        if self.valid is not None:
+            at = at.gather(1, compacted(self.valid.gather(1, at)))
+            self.valid = self.valid.gather(1, at)
+        wide = at[:, None].expand(-1, keys.shape[1], -1)
+        self.buffer.set(_taken(keys, wide), _taken(self.buffer.values, wide))
+        self.scores = None if self.scores is None else _taken(self.scores, wide)
         self.oldest = 0
+
+
+def _room_before_the_window(real: Bool[Tensor, "row entry"], sinks: int, window: int) -> Tensor:
+    """The order "row entry" in which padding stands behind all but the most recent tokens.
+
+    Those that leave the window take its place, first to last, and so come to stand in the text's order, as they do
+    where there is no padding: which of equal ones goes next depends on it.
+    """
+    first, last = real.cumsum(1) <= sinks, real.flip(1).cumsum(1).flip(1) <= window
+    kind = torch.where(first, 0, torch.where(last, 3, 1)).masked_fill(~real, 2)
+    return torch.argsort(kind, dim=1, stable=True)
 
 
 def _best(worth: Tensor, n: int) -> Tensor:
