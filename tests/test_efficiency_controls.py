@@ -346,7 +346,7 @@ class TestFiles:
             ({"method": "magic", "options": {}, "findings": {}}, "unknown method 'magic'"),
             ({"method": "heads"}, "makes no sense"),
             ({"method": "heads", "options": {"colour": 3}, "findings": {}}, "makes no sense"),
-            ({"method": "heads", "options": {}, "findings": {"importance": "{}"}}, "not a finding"),
+            ({"method": "heads", "options": {}, "findings": {"importance": "{}"}}, "lacks 'arrays'"),
             ({"method": "heads", "options": {}, "findings": {}}, "needs a finding of type HeadImportance"),
             ({"method": 3, "options": {}, "findings": {}}, "makes no sense"),
             ({}, "does not say how it was made"),
