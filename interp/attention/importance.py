@@ -44,6 +44,7 @@ from interp.engine.rules import GRADIENT, Rules
 from interp.engine.rules import rules as rule_set
 from interp.engine.verify import verified
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.patching import activation, attribution
 from interp.results import scores
 from interp.results.findings import HeadImportance
@@ -58,6 +59,7 @@ METHODS = ("activation", "attribution", "relp", "gradient", "ablation")
 REPLACEMENTS = ("zero", "mean")
 
 
+@gradients()
 def head_importance(
     model: TransformerBridge,
     target: Task | str | Sequence[str] | Int[Tensor, "text pos"],
@@ -234,7 +236,7 @@ def _of_text(
 
 def _backward(parts: Parts, tokens: Tensor, chosen: Rules) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Each layer's z "text pos head d_head" and what flows back to it from the loss."""
-    with torch.enable_grad():
+    with gradients():
         walk, outputs = Walk(parts, tokens.shape[1], chosen), _Outputs()
         final = walk(walk.embed(tokens).detach(), outputs)
         loss = _losses(walk.logits(final), tokens).sum()

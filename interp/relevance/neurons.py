@@ -26,6 +26,7 @@ from interp.engine.rules import Rules
 from interp.engine.rules import rules as rule_set
 from interp.engine.verify import verified
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.results import scores
 from interp.results.findings import NeuronRelevance
 from interp.tasks import Task, corpus, sized
@@ -34,6 +35,7 @@ from interp.tasks.splits import half_of_corpus
 __all__ = ["neuron_relevance"]
 
 
+@gradients()
 def neuron_relevance(
     model: TransformerBridge,
     target: Task | str | Sequence[str] | Int[Tensor, "text pos"],
@@ -127,7 +129,7 @@ def _of_text(parts: Parts, tokens: Int[Tensor, "text pos"], rules: Rules) -> Pai
     total = _Total(parts)
     with track(len(tokens), "relevance") as advance:
         for text in tokens.split(1):
-            with torch.enable_grad():
+            with gradients():
                 walk, neurons = Walk(parts, text.shape[1], rules), _Neurons()
                 logits = parts.logits(walk(walk.embed(text).detach(), neurons))[0, :-1]
                 wide = logits if logits.dtype == torch.float64 else logits.float()

@@ -60,6 +60,8 @@ def corpus(
     """
     import torch
 
+    from interp.gradients import plain
+
     if isinstance(source, torch.Tensor):
         source = source if split is None or source.ndim != 2 else _rows_of_half(source, split)
     n, length = sized(source, n, length, 16, 256)
@@ -76,7 +78,7 @@ def corpus(
         size = _vocabulary(model)
         if not 0 <= int(source.min()) <= int(source.max()) < size:
             raise UsageError(f"token ids must be 0 to {size - 1}, got {int(source.min())} to {int(source.max())}")
-        return source[:n, :length]
+        return plain(source[:n, :length])
     encoder = Encoder(model)
     before = encoder.prefix if prefix else ()
     if isinstance(source, str) and source in _DRAWN:

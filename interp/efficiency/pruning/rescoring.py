@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.efficiency.pruning.anatomy import anatomy
+from interp.gradients import gradients
 from interp.tasks import Task, corpus, sized
 from interp.tasks.splits import half_of_corpus
 
@@ -43,6 +44,7 @@ class GradientScores:
         n, length = sized(source, n, length, 4, 128)
         self.source, self.n, self.length, self.seed, self.by_layer = source, n, length, seed, by_layer
 
+    @gradients()
     def __call__(self, model: PreTrainedModel) -> Float[np.ndarray, "layer head"]:
         """Scores by original numbers; of blocks and heads that are gone NaN."""
         body = anatomy(model)
@@ -60,8 +62,7 @@ class GradientScores:
 
         hooks = [part.output.register_forward_pre_hook(keeping(layer)) for layer, part in parts.items()]
         try:
-            with torch.enable_grad():
-                flows = torch.autograd.grad(self._total(model), list(kept.values()))
+            flows = torch.autograd.grad(self._total(model), list(kept.values()))
         finally:
             for hook in hooks:
                 hook.remove()

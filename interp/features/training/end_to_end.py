@@ -32,6 +32,7 @@ from interp.features.judging.splice import CleanRun, counted, places
 from interp.features.overlap import sketch
 from interp.features.training.loop import Training, train
 from interp.features.training.settings import TrainSettings
+from interp.gradients import gradients
 from interp.tasks import sized
 
 __all__ = ["VARIANTS", "EndToEnd", "Texts", "finetune"]
@@ -44,6 +45,7 @@ VARIANTS: dict[str, dict[str, float]] = {
 """Weights of the terms of the loss, beside the dictionary's own penalties."""
 
 
+@gradients()
 def finetune(
     model: TransformerBridge,
     dictionary: Dictionary,
