@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 from tiny_tokenizer import TokenizerOnly
+from transformers import PreTrainedConfig
 
 from interp.errors import UsageError
 from interp.tasks import SPLITS, corpora, corpus, documents
@@ -18,7 +19,7 @@ class Reader(TokenizerOnly):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = type("Config", (), {"vocab_size": len(self.tokenizer)})
+        self.config = PreTrainedConfig(vocab_size=len(self.tokenizer))
 
     def parameters(self):
         return iter([torch.zeros(1)])
@@ -133,3 +134,18 @@ def test_a_file_of_one_text_can_not_be_split(reader, tmp_path):
     with pytest.raises(UsageError, match=r"one.txt' has 1; give a .jsonl file"):
         corpus(str(file), reader, 1, 8, split="find")
     assert corpora.documents(file) == [TEXTS[0]]
+
+
+def test_token_ids_are_taken_whole_unless_fewer_are_asked_for(reader):
+    ids = torch.randint(0, len(reader.tokenizer), (19, 33), generator=torch.Generator().manual_seed(0))
+    assert torch.equal(corpus(ids, reader), ids)
+    assert torch.equal(corpus(ids, reader, 4), ids[:4])
+    assert torch.equal(corpus(ids, reader, length=7), ids[:, :7])
+    assert len(corpus(ids, reader, split="find")) + len(corpus(ids, reader, split="score")) == 19
+    assert corpus("random", reader).shape == (16, 256)
+
+
+@pytest.mark.parametrize("wrong", [-1, 10_000])
+def test_token_ids_that_the_model_does_not_have_are_refused(reader, wrong):
+    with pytest.raises(UsageError, match="token ids must be 0 to"):
+        corpus(torch.tensor([[5, wrong], [6, 7]]), reader)

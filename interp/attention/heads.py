@@ -22,7 +22,7 @@ from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.results import HeadKinds, scores
 from interp.tasks import corpus, task
-from interp.tasks.corpora import longest_input
+from interp.tasks.corpora import longest_input, sized
 from interp.tasks.tokens import Encoder
 
 __all__ = ["heads", "separators", "survey"]
@@ -38,7 +38,7 @@ def heads(
     kinds: str | Sequence[str | Detector] = "all",
     text: str | Path | Sequence[str] | Int[Tensor, "text pos"] | None = None,
     *,
-    n: int = 8,
+    n: int | None = None,
     length: int | None = None,
     seed: int = 0,
 ) -> HeadKinds:
@@ -52,8 +52,9 @@ def heads(
             that the model is not made for (such as days of the week without a tokenizer).
         text: what the kinds that read plain text are measured on; see `interp.tasks.corpus`. By default ``prose``, and
             ``random`` for a toy model whose vocabulary has fewer than 1,000 tokens.
-        n: how many stretches of it, of repeated random tokens, and of indirect-object prompts.
-        length: tokens in a stretch of text; 256, or as many as the model has positions.
+        n: how many stretches of it, of repeated random tokens, and of indirect-object prompts; 8, or as many as there
+            are rows of token ids.
+        length: tokens in a stretch of text; 256, or as many as the model has positions, or all of the token ids.
         seed: of all random choices.
 
     Returns:
@@ -69,8 +70,8 @@ def heads(
         >>> found.top("induction")                                   # doctest: +SKIP
     """
     lenient = isinstance(kinds, str) and kinds == "all"
-    length = min(256, longest_input(model) or 256) if length is None else length
     text = text if text is not None else "prose" if int(model.cfg.d_vocab) >= _WORDS else "random"
+    n, length = sized(text, n, length, 8, min(256, longest_input(model) or 256))
     chosen = known(kinds)
     parts = verified(model)
     measured: dict[str, Tensor] = {}

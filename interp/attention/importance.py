@@ -44,10 +44,11 @@ from interp.engine.rules import GRADIENT, Rules
 from interp.engine.rules import rules as rule_set
 from interp.engine.verify import verified
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.patching import activation, attribution
 from interp.results import scores
 from interp.results.findings import HeadImportance
-from interp.tasks import Task, corpus
+from interp.tasks import Task, corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["METHODS", "head_importance", "rank_agreement"]
@@ -58,6 +59,7 @@ METHODS = ("activation", "attribution", "relp", "gradient", "ablation")
 REPLACEMENTS = ("zero", "mean")
 
 
+@gradients()
 def head_importance(
     model: TransformerBridge,
     target: Task | str | Sequence[str] | Int[Tensor, "text pos"],
@@ -67,8 +69,8 @@ def head_importance(
     rules: str | Rules = "relp",
     absolute: bool = True,
     by_layer: bool = False,
-    n: int = 4,
-    length: int = 64,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 0,
     split: str | None = "find",
     max_memory: int | None = None,
@@ -85,7 +87,8 @@ def head_importance(
             at both runs.
         absolute: score by absolute effects; else by the harm of taking the head away, which may be negative.
         by_layer: divide the scores of each layer by their l2 norm.
-        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
+        n, length, seed, split: of the text, 4 stretches of 64 tokens unless said, or all of the token ids
+            that are given. Text that is given is not split.
         max_memory: bytes for the rows that are run together.
 
     Returns:
@@ -120,7 +123,7 @@ def head_importance(
     else:
         name = target if isinstance(target, str) else "text"
         split = half_of_corpus(target, split)
-        tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
+        tokens = corpus(target, model, *sized(target, n, length, 4, 64), seed, split=split).to(parts.device)
         if method in ("activation", "attribution", "relp") and len(tokens) < 2:
             raise UsageError(
                 f"{method} takes a text's activations from another text; give two or more, n={len(tokens)}"
@@ -233,7 +236,7 @@ def _of_text(
 
 def _backward(parts: Parts, tokens: Tensor, chosen: Rules) -> tuple[list[Tensor], Sequence[Tensor]]:
     """Each layer's z "text pos head d_head" and what flows back to it from the loss."""
-    with torch.enable_grad():
+    with gradients():
         walk, outputs = Walk(parts, tokens.shape[1], chosen), _Outputs()
         final = walk(walk.embed(tokens).detach(), outputs)
         loss = _losses(walk.logits(final), tokens).sum()

@@ -22,6 +22,7 @@ from interp.engine.parts import Norm, Parts
 from interp.engine.progress import track
 from interp.engine.rules import GRADIENT, Rules
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.patching.experiment import Experiment
 
 __all__ = ["CONVENTIONS", "edge_attribution"]
@@ -29,6 +30,7 @@ __all__ = ["CONVENTIONS", "edge_attribution"]
 CONVENTIONS = ("interp", "eap-ig")
 
 
+@gradients()
 @torch.no_grad()
 def edge_attribution(
     experiment: Experiment,

@@ -17,6 +17,7 @@ from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
 from interp.circuits.search import above, greedy, of_nodes, strongest
 from interp.engine.identity import identity, versions
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.graph import Graph
 from interp.patching.experiment import Experiment
 from interp.results.circuit import Circuit
@@ -25,6 +26,7 @@ from interp.tasks import Task
 __all__ = ["discover", "mask_of", "score_edges", "scores_of"]
 
 
+@gradients()
 def score_edges(
     model: TransformerBridge,
     task: Task,
@@ -65,7 +67,7 @@ def score_edges(
         warnings.warn(
             f"all edges score zero: {metrics[0] if metrics else task.measure.name!r} does not depend on what differs "
             f"between the two runs of task {task.name!r}",
-            stacklevel=2,
+            stacklevel=3,
         )
     return scores.mean(0).cpu()
 

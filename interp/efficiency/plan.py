@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
+import torch
 from transformers import PreTrainedModel
 
 from interp.efficiency.deployment import deployment
@@ -135,7 +136,8 @@ class Plan(ABC):
         with Undo() as undo:
             record = deployment(model)
             undo.set(model, "deployment", copy.deepcopy(record))
-            self.change(model, undo)
+            with torch.inference_mode(False):  # no gradient would go through weights made in it
+                self.change(model, undo)
             deployment(model).plans.append(self)
             yield model
 
@@ -147,7 +149,8 @@ class Plan(ABC):
         self.check(model)
         own = copied(model)
         undo = Undo()
-        self.change(own, undo)
+        with torch.inference_mode(False):
+            self.change(own, undo)
         undo.pop_all()
         deployment(own).plans.append(self)
         return own

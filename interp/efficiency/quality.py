@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 
 from interp.efficiency.decoding import Decoder
 from interp.errors import UsageError
-from interp.tasks import Task, corpus, key_samples, task
+from interp.tasks import Task, corpus, key_samples, sized, task
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["Keys", "Quality", "Tasks", "Text"]
@@ -45,8 +45,8 @@ class Text(Quality):
 
     Args:
         source: Text, see `interp.tasks.corpus`.
-        n: Stretches of it.
-        length: Tokens of each.
+        n: Stretches of it; 4, or all rows of token ids.
+        length: Tokens of each; 1024, or all of the token ids.
         scored: How many of them, the last ones, are predicted and count.
         piece: Tokens fed at a time.
         seed: Of the choice of stretches.
@@ -61,13 +61,14 @@ class Text(Quality):
     def __init__(
         self,
         source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-        n: int = 4,
-        length: int = 1024,
+        n: int | None = None,
+        length: int | None = None,
         scored: int = 256,
         piece: int = 16,
         seed: int = 0,
         split: str | None = "score",
     ) -> None:
+        n, length = sized(source, n, length, 4, 1024)
         if not 0 < scored < length or piece < 1:
             raise UsageError(f"of {length} tokens 1 to {length - 1} can be scored in pieces, got {scored} by {piece}")
         self.name = "text" if not isinstance(source, str) else source

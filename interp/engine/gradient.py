@@ -12,6 +12,7 @@ from interp.engine.forward import Visitor, Walk
 from interp.engine.parts import Parts
 from interp.engine.rules import GRADIENT, Rules
 from interp.errors import InterpError
+from interp.gradients import gradients
 from interp.graph import SITES
 
 __all__ = ["Flow", "backward"]
@@ -40,6 +41,7 @@ class Flow:
         self.values, self.gradients, self.metric = values, gradients, metric
         self.kept = kept
 
+    @gradients()
     def drop(self, layer: int) -> dict[Site, Tensor]:
         """The gradients at this layer's and all earlier sites if the layer's attention and MLP passed nothing back.
 
@@ -130,7 +132,7 @@ def backward(
         InterpError: A gradient is NaN or infinite; the message names the place where it first appeared.
     """
     sites = {*sites, "resid_pre", "final"} if drops else sites
-    with torch.enable_grad():
+    with gradients():
         given = tokens if embedded is None else embedded
         if given is None:
             raise InterpError("give tokens, or what enters the first block")
@@ -150,13 +152,12 @@ def backward(
             if kept
             else ()
         )
-    gradients = {
-        at: torch.zeros_like(x) if gradient is None else gradient
-        for (at, x), gradient in zip(kept.items(), found, strict=True)
+    flows = {
+        at: torch.zeros_like(x) if flow is None else flow for (at, x), flow in zip(kept.items(), found, strict=True)
     }
-    _check(gradients, rules, parts)
+    _check(flows, rules, parts)
     values = {at: x.detach() for at, x in kept.items()}
-    return Flow(values, gradients, measured.detach(), kept if drops else None)
+    return Flow(values, flows, measured.detach(), kept if drops else None)
 
 
 def _check(gradients: dict[Site, Tensor], rules: Rules, parts: Parts) -> None:

@@ -60,13 +60,14 @@ def load(
     import torch
 
     place, kind = _device(device), dtype or torch.float32
-    if isinstance(meant, ModelCard):
-        return _load_known(meant, place, kind, accept_license)
-    if isinstance(meant, str):
-        return boot_hub(meant, place, kind)
-    if meant.is_dir():
-        return boot_directory(meant, meant.resolve().name, place, kind)
-    return _load_gguf(meant, place, kind)
+    with torch.inference_mode(False):  # no gradient would go through weights made in it
+        if isinstance(meant, ModelCard):
+            return _load_known(meant, place, kind, accept_license)
+        if isinstance(meant, str):
+            return boot_hub(meant, place, kind)
+        if meant.is_dir():
+            return boot_directory(meant, meant.resolve().name, place, kind)
+        return _load_gguf(meant, place, kind)
 
 
 def named(name: str | Path) -> ModelCard | Path | str:

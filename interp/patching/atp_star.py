@@ -18,6 +18,7 @@ from interp.engine.gradient import STREAM, Flow
 from interp.engine.parts import Block
 from interp.engine.rules import Rules
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.graph import site_of
 from interp.patching.attribution import check_kinds
 from interp.patching.estimates import Batch, Plan, batches, effect, labelled_estimates, reduced
@@ -27,6 +28,7 @@ from interp.tasks import Task
 __all__ = ["atp_star", "key_effects", "star_estimates"]
 
 
+@gradients()
 def atp_star(
     model: TransformerBridge,
     task: Task,

@@ -14,6 +14,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.engine import rules as rule_sets
 from interp.engine.rules import Rules
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.graph import INDEX_OF_SITE, site_of
 from interp.patching.estimates import Plan, estimates, labelled_estimates
 from interp.patching.labels import concatenated
@@ -24,6 +25,7 @@ __all__ = ["attribution", "check_kinds"]
 ALONG = ("inputs", "activations")
 
 
+@gradients()
 def attribution(
     model: TransformerBridge,
     task: Task,
@@ -132,4 +134,4 @@ def _warn_of_zeros(plan: Plan, found: dict[str, Tensor], chosen: Rules) -> None:
             why = "kl has its minimum, so no slope, at the clean run; take steps > 1 or mode='denoising'"
         else:
             why = "the metric does not depend on these nodes, or they are the same in both prompts"
-        warnings.warn(f"all estimates of {kind} are zero although the metric differs: {why}", stacklevel=3)
+        warnings.warn(f"all estimates of {kind} are zero although the metric differs: {why}", stacklevel=4)

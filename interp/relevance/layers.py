@@ -25,7 +25,7 @@ from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.results import scores
 from interp.results.findings import LayerRedundancy
-from interp.tasks import corpus
+from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["layer_redundancy"]
@@ -37,8 +37,8 @@ def layer_redundancy(
     target: str | Sequence[str] | Int[Tensor, "text pos"] = "prose",
     *,
     harm: bool = True,
-    n: int = 8,
-    length: int = 64,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 0,
     split: str | None = "find",
 ) -> LayerRedundancy:
@@ -48,7 +48,8 @@ def layer_redundancy(
         model: any bridge; it is only read.
         target: a name of `interp.tasks.CORPORA`, texts, or token ids.
         harm: measure the loss without each block as well, which takes as long as half as many passes as blocks.
-        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
+        n, length, seed, split: of the text, 8 stretches of 64 tokens unless said, or all of the token ids
+            that are given. Text that is given is not split.
 
     Returns:
         The finding.
@@ -63,7 +64,7 @@ def layer_redundancy(
     """
     parts, began = verified(model), time.perf_counter()
     split = half_of_corpus(target, split)
-    tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
+    tokens = corpus(target, model, *sized(target, n, length, 8, 64), seed, split=split).to(parts.device)
     layers = parts.graph.n_layers
     walk, recorder = Walk(parts, tokens.shape[1]), Recorder({"resid_pre"})
     final = walk(walk.embed(tokens), recorder)

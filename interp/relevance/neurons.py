@@ -26,22 +26,24 @@ from interp.engine.rules import Rules
 from interp.engine.rules import rules as rule_set
 from interp.engine.verify import verified
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.results import scores
 from interp.results.findings import NeuronRelevance
-from interp.tasks import Task, corpus
+from interp.tasks import Task, corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["neuron_relevance"]
 
 
+@gradients()
 def neuron_relevance(
     model: TransformerBridge,
     target: Task | str | Sequence[str] | Int[Tensor, "text pos"],
     rules: str | Rules = "relp",
     *,
     absolute: bool = True,
-    n: int = 4,
-    length: int = 128,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 0,
     split: str | None = "find",
 ) -> NeuronRelevance:
@@ -55,7 +57,8 @@ def neuron_relevance(
             ``gradient``, of those that look at one run only.
         absolute: score by the sum over positions of absolute relevances, so that effects of either sign count and
             don't cancel; else by their plain sum, as in the paper, which is low for neurons that do harm.
-        n, length, seed, split: of the text; texts and token ids that are given are all taken, whatever the split.
+        n, length, seed, split: of the text, 4 stretches of 128 tokens unless said, or all of the token ids
+            that are given. Text that is given is not split.
 
     Returns:
         The finding; larger scores matter more. Its evidence has the ``scores`` and the signed ``effect``, the harm of
@@ -82,7 +85,7 @@ def neuron_relevance(
     else:
         name, units = target if isinstance(target, str) else "text", "nats"
         split = half_of_corpus(target, split)
-        tokens = corpus(target, model, n, length, seed, split=split).to(parts.device)
+        tokens = corpus(target, model, *sized(target, n, length, 4, 128), seed, split=split).to(parts.device)
         settings |= {"n": len(tokens), "length": tokens.shape[1], "split": split, "metric": "cross_entropy"}
         signed, sizes = _of_text(parts, tokens, chosen)
     settings["seconds"] = round(time.perf_counter() - began, 3)
@@ -126,7 +129,7 @@ def _of_text(parts: Parts, tokens: Int[Tensor, "text pos"], rules: Rules) -> Pai
     total = _Total(parts)
     with track(len(tokens), "relevance") as advance:
         for text in tokens.split(1):
-            with torch.enable_grad():
+            with gradients():
                 walk, neurons = Walk(parts, text.shape[1], rules), _Neurons()
                 logits = parts.logits(walk(walk.embed(text).detach(), neurons))[0, :-1]
                 wide = logits if logits.dtype == torch.float64 else logits.float()

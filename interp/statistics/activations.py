@@ -33,8 +33,8 @@ _AT_ONCE = 4
 def activation_statistics(
     model: Any,
     source: Any = "prose",
-    n: int = 16,
-    length: int = 256,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 0,
     *,
     sinks: SinkPositions | MassiveActivations | None = None,
@@ -45,8 +45,8 @@ def activation_statistics(
     Args:
         model: Any bridge.
         source: Texts, see `interp.tasks.corpus`; also token ids.
-        n: How many texts.
-        length: Tokens of each.
+        n: How many texts; 16, or all of the token ids.
+        length: Tokens of each; 256, or all of the token ids.
         seed: Of the choice of texts.
         sinks: Which positions and tokens are left out in the second set of numbers; without it, the first position.
         split: Of the texts; texts and token ids that are given are all taken, whatever the split.
@@ -60,8 +60,6 @@ def activation_statistics(
     Reference: the mean absolute value is what AWQ scales by (Lin et al. 2023, arXiv 2306.00978), the largest one what
     SmoothQuant does (Xiao et al. 2022, arXiv 2211.10438).
     """
-    if n < 1 or length < 2:
-        raise UsageError(f"n must be at least 1 and length 2, got {n} and {length}")
     if sinks is not None:
         sinks.check(model)
     split = half_of_corpus(source, split)

@@ -11,7 +11,7 @@ from interp.tasks.arithmetic import ARITHMETIC
 from interp.tasks.behaviour import Behaviour, build
 from interp.tasks.capitals import CAPITALS
 from interp.tasks.colored_objects import COLORED_OBJECTS
-from interp.tasks.corpora import CORPORA, SPLITS, corpus, documents
+from interp.tasks.corpora import CORPORA, SPLITS, corpus, documents, sized
 from interp.tasks.count import COUNT
 from interp.tasks.dataset import Task
 from interp.tasks.docstring import DOCSTRING
@@ -49,6 +49,7 @@ __all__ = [
     "load_jsonl",
     "metric",
     "names",
+    "sized",
     "task",
 ]
 

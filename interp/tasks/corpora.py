@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-__all__ = ["CORPORA", "SPLITS", "corpus", "documents", "longest_input"]
+__all__ = ["CORPORA", "SPLITS", "corpus", "documents", "longest_input", "sized"]
 
 SPLITS = ("find", "score")
 """The halves of a source: what findings are made on, and what they are tried on."""
@@ -30,8 +30,8 @@ SPLITS = ("find", "score")
 def corpus(
     source: str | Path | Sequence[str] | Int[Tensor, "text pos"],
     model: Any,
-    n: int = 16,
-    length: int = 256,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 0,
     *,
     prefix: bool = True,
@@ -46,31 +46,39 @@ def corpus(
             the first), ``constant`` (one random token over and over), a ``.txt`` or ``.jsonl`` file (of objects with
             a ``text``), a list of texts, or token ids, of which the first `n` rows and `length` columns are taken.
         model: the model whose tokenizer reads the text.
-        n: how many rows.
-        length: tokens in a row.
+        n: how many rows; 16, or all of the token ids.
+        length: tokens in a row; 256, or all of the token ids.
         seed: of the choice of documents and of the places in them where a stretch begins, at a paragraph or line.
         prefix: let what the model wants before a text (BOS) stand first in each row.
         split: ``find`` or ``score`` takes one half of the documents (of token ids the rows), see `documents`. Rows of
             the two halves share no document, whatever the seeds; drawn tokens are drawn anew for each.
 
     Raises:
-        UsageError: an unknown source or split, too little text for what is asked, or a length below 2.
+        UsageError: an unknown source or split, too little text for what is asked, a length below 2, or token ids that
+            the model does not have.
         InterpError: a file that can't be read.
     """
     import torch
 
+    from interp.gradients import plain
+
+    if isinstance(source, torch.Tensor):
+        source = source if split is None or source.ndim != 2 else _rows_of_half(source, split)
+    n, length = sized(source, n, length, 16, 256)
     if n < 1 or length < 2:
         raise UsageError(f"a corpus needs n of at least 1 and a length of at least 2, got n={n} and length={length}")
     longest = longest_input(model)
     if longest is not None and length > longest:
         raise UsageError(f"this model has positions for {longest} tokens, and a length of {length} is asked for")
     if isinstance(source, torch.Tensor):
-        source = source if split is None or source.ndim != 2 else _rows_of_half(source, split)
         if source.ndim != 2 or source.shape[0] < n or source.shape[1] < length or source.dtype.is_floating_point:
             raise UsageError(
                 f"{n} rows of {length} token ids are asked for, got {source.dtype} of shape {list(source.shape)}"
             )
-        return source[:n, :length]
+        size = _vocabulary(model)
+        if not 0 <= int(source.min()) <= int(source.max()) < size:
+            raise UsageError(f"token ids must be 0 to {size - 1}, got {int(source.min())} to {int(source.max())}")
+        return plain(source[:n, :length])
     encoder = Encoder(model)
     before = encoder.prefix if prefix else ()
     if isinstance(source, str) and source in _DRAWN:
@@ -92,6 +100,19 @@ def corpus(
             f"the source has too little text for {n} stretches of {length} tokens; ask for fewer or shorter ones"
         )
     return torch.tensor(rows, device=_device(model))
+
+
+def sized(source: Any, n: int | None, length: int | None, texts: int, tokens: int) -> tuple[int, int]:
+    """How many rows and tokens a row are meant where they aren't said: of token ids all, of other sources these.
+
+    Args:
+        source: as `corpus` takes it.
+        n, length: what was said, or None.
+        texts, tokens: what is taken of a source that has no shape.
+    """
+    if getattr(source, "ndim", 0) == 2:
+        texts, tokens = source.shape
+    return texts if n is None else n, tokens if length is None else length
 
 
 def longest_input(model: Any) -> int | None:
@@ -225,8 +246,7 @@ def _drawn(kind: str, model: Any, prefix: tuple[int, ...], n: int, length: int, 
     half = 0 if split is None else SPLITS.index(split) + 1
     generator = torch.Generator().manual_seed(seed + (half << 30))  # the generator looks at 32 bits
     special = torch.tensor(sorted(_special(model)), dtype=torch.long)
-    size = model.cfg.d_vocab if hasattr(model, "cfg") else model.config.vocab_size  # a bridge, or a deployed model
-    allowed = torch.arange(int(size))
+    allowed = torch.arange(_vocabulary(model))
     allowed = allowed[~torch.isin(allowed, special)]
     width = length - len(prefix)
     drawn = allowed[torch.randint(len(allowed), (n, width), generator=generator)]
@@ -236,6 +256,11 @@ def _drawn(kind: str, model: Any, prefix: tuple[int, ...], n: int, length: int, 
     elif kind == "constant":
         drawn = drawn[:, :1].expand(n, width)
     return torch.cat([torch.tensor(prefix, dtype=torch.long).expand(n, -1), drawn], 1).to(_device(model))
+
+
+def _vocabulary(model: Any) -> int:
+    """Of a bridge, or of a deployed model."""
+    return int(model.cfg.d_vocab if hasattr(model, "cfg") else model.config.get_text_config().vocab_size)
 
 
 def _special(model: Any) -> set[int]:

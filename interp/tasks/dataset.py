@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["Task"]
 
 SHOWN = 5
+TENSORS = ("clean", "corrupted", "right", "wrong", "lengths")
 TEXTS = ("clean_text", "corrupted_text", "str_tokens", "right_text", "wrong_text")
 
 
@@ -66,6 +67,15 @@ class Task:
     right_text: tuple[tuple[str, ...], ...] = ()
     wrong_text: tuple[tuple[str, ...], ...] = ()
     split: str | None = None
+
+    def __post_init__(self) -> None:
+        """Tensors made inside `torch.inference_mode()` are copied: a metric's gradient goes through them."""
+        from interp.gradients import plain
+
+        for name in (*TENSORS, "reference"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, plain(getattr(self, name)))
+        object.__setattr__(self, "positions", {name: plain(index) for name, index in self.positions.items()})
 
     def __len__(self) -> int:
         return self.clean.shape[0]
@@ -174,8 +184,7 @@ class Task:
         return replace(self._each(lambda tensor: tensor[wanted]), **texts)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> Task:
-        names = ("clean", "corrupted", "right", "wrong", "lengths")
-        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in names}
+        tensors: dict[str, Any] = {name: change(getattr(self, name)) for name in TENSORS}
         return replace(
             self,
             **tensors,

@@ -15,6 +15,7 @@ from interp.engine.identity import identity, versions
 from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.tasks.corpora import longest_input
 from interp.tasks.tokens import Encoder
 from interp.tracing.assembly import Assembly
@@ -29,6 +30,7 @@ from interp.tracing.targets import Target, directions, parse, salient
 __all__ = ["assembled", "attached", "frozen", "trace"]
 
 
+@gradients()
 @torch.no_grad()
 def trace(
     model: TransformerBridge,
@@ -130,6 +132,7 @@ def trace(
     return graph
 
 
+@gradients()
 def frozen(graph: AttributionGraph) -> LocalModel:
     """The locally linear model that a graph was traced in, computed again."""
     origin = graph.traced_in

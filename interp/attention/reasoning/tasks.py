@@ -23,6 +23,7 @@ from interp.engine.forward import run
 from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.models._local import boot
 from interp.models._words import toy_tokenizer
 from interp.tasks.tokens import Encoder
@@ -115,6 +116,7 @@ def kth_smallest(n: int, k: int = 2, length: int = 8, numbers: int = 32, seed: i
     )
 
 
+@gradients()
 def train_kth_smallest(
     k: int = 2,
     length: int = 8,
@@ -157,7 +159,7 @@ def train_kth_smallest(
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
     optimiser = torch.optim.Adam(model.parameters(), rate)
-    with torch.enable_grad(), track(steps, f"training on the {k}-th smallest") as advance:
+    with track(steps, f"training on the {k}-th smallest") as advance:
         for step in range(steps):
             optimiser.param_groups[0]["lr"] = rate * min(1.0, (step + 1) / 100) * (1 - step / steps)
             task = kth_smallest(batch, k, length, numbers, seed=1_000_000 * (seed + 1) + step)

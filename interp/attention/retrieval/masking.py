@@ -26,7 +26,7 @@ from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError
 from interp.results import HeadScores, scores
 from interp.results.findings import Head
-from interp.tasks.corpora import corpus
+from interp.tasks.corpora import corpus, sized
 from interp.tasks.needles import NeedleSample
 from interp.tasks.splits import half_of_corpus
 from interp.tasks.tokens import Encoder
@@ -67,8 +67,8 @@ def retrieval_causality(
     *,
     draws: int = 3,
     text: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-    texts: int = 4,
-    length: int = 128,
+    texts: int | None = None,
+    length: int | None = None,
     steps: int = STEPS,
     seed: int = 0,
 ) -> xr.DataArray:
@@ -85,8 +85,8 @@ def retrieval_causality(
         ks: how many heads are masked.
         draws: how often the others are drawn.
         text: plain text for the next-token loss, see `interp.tasks.corpus`.
-        texts: how many stretches of it.
-        length: tokens of a stretch.
+        texts: how many stretches of it; 4, or all of the token ids.
+        length: tokens of a stretch; 128, or all of the token ids.
         steps: tokens that an answer may take.
         seed: of the draws and the text.
 
@@ -106,7 +106,9 @@ def retrieval_causality(
         raise UsageError(f"ks must be numbers of heads from 0 on and draws at least 1, got ks={ks} and draws={draws}")
     controls = [_controls(finding, sizes[-1], np.random.default_rng([seed, draw])) for draw in range(draws)]
     parts = verified(model)
-    plain = corpus(text, model, texts, length, seed, split=half_of_corpus(text, "score")).to(parts.device)
+    plain = corpus(text, model, *sized(text, texts, length, 4, 128), seed, split=half_of_corpus(text, "score")).to(
+        parts.device
+    )
     used = [answer for answer in answers(model, samples, steps) if answer.found]
     if not used:
         raise InterpError(

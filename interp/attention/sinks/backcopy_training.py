@@ -16,6 +16,7 @@ from torch import Tensor
 from interp.attention.sinks.backcopy import BackcopyModel, BackcopyTask
 from interp.engine.progress import track
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.results import scores
 
 __all__ = ["BackcopyTraining", "train_backcopy"]
@@ -63,6 +64,7 @@ class BackcopyTraining:
         return training_curves(self.scores, **options)
 
 
+@gradients()
 def train_backcopy(
     steps: int = 2000,
     *,

@@ -82,8 +82,8 @@ def head_costs(
     model: Any,
     sets: Mapping[str, Sequence[Head]] | Sequence[Head],
     domains: Domains = DOMAINS,
-    n: int = 8,
-    length: int = 128,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 1,
     *,
     skip: int = 8,
@@ -95,8 +95,8 @@ def head_costs(
         model: any bridge.
         sets: named sets of heads, each left out together; or heads, each left out alone.
         domains: kinds of text, see `interp.attention.sink_heads`.
-        n: texts of each kind.
-        length: tokens of each.
+        n: texts of each kind; 8, or all rows of token ids.
+        length: tokens of each; 128, or all of the token ids.
         seed: of the texts; another one than the heads were chosen with.
         skip: so many predictions at the start of each text don't count.
         prefix: let what the model wants before a text stand first.
@@ -117,9 +117,13 @@ def head_costs(
                 raise UsageError(f"there is no head {layer}.{head} (of {name!r}) in this model")
     if not named or not all(named.values()):
         raise UsageError("there are no heads to leave out")
+    texts = domain_texts(model, domains, (n, 8), (length, 128), seed, prefix)
+    (numbers, lengths) = ({rows.shape[at] for rows in texts.values()} for at in (0, 1))
+    n, length = min(numbers), min(lengths)
+    if len(numbers) > 1:
+        raise UsageError(f"each kind of text has as many texts, and token ids of {sorted(numbers)} are given; say n=")
     if not 0 <= skip < length - 1:
         raise UsageError(f"skip must be between 0 and {length - 2} for texts of {length} tokens, got {skip}")
-    texts = domain_texts(model, domains, n, length, seed, prefix)
     values = np.empty((len(named), len(texts), n))
     with track(len(texts) * n, "leaving out heads") as advance:
         for column, tokens in enumerate(texts.values()):
@@ -145,8 +149,8 @@ def dormant_ablation(
     model: Any,
     found: SinkHeads,
     k: int = 10,
-    n: int = 8,
-    length: int = 128,
+    n: int | None = None,
+    length: int | None = None,
     seed: int = 1,
     *,
     domains: Domains | None = None,
@@ -157,10 +161,10 @@ def dormant_ablation(
         model: the model that the finding is about.
         found: sink heads with several domains.
         k: how many heads.
-        n: texts of each kind.
-        length: tokens of each.
+        n: texts of each kind; 8, or all rows of token ids.
+        length: tokens of each; 128, or all of the token ids.
         seed: of the texts.
-        domains: kinds of text, else those of the finding, which must be names of corpora.
+        domains: texts of the same kinds by their names, else the finding's, which must be names of corpora.
 
     Returns:
         A row for each head and domain: ``layer``, ``head``, ``domain``, ``sink_rate`` there, ``state`` (dormant on the
@@ -168,13 +172,17 @@ def dormant_ablation(
         token without the head, with its 95 % interval over texts, ``low`` and ``high``.
 
     Raises:
-        UsageError: another model's finding, or fewer than two domains.
+        UsageError: another model's finding, fewer than two domains, or no texts of one of them.
     """
     found.check(model)
     table = active_dormant(found).head(k)
     names = [str(name) for name in found.evidence["domains"]["domain"].values]
     heads = list(zip(table["layer"].tolist(), table["head"].tolist(), strict=True))
-    costs = head_costs(model, heads, domains or names, n, length, seed, prefix=bool(found.settings.get("prefix", True)))
+    prefix, domains = bool(found.settings.get("prefix", True)), names if domains is None else domains
+    if isinstance(domains, Tensor) or (left := set(names) - set(domains)):
+        unnamed = names if isinstance(domains, Tensor) else sorted(left)
+        raise UsageError(f"give texts of the finding's kinds by their names; {', '.join(unnamed)} is left out")
+    costs = head_costs(model, heads, domains, n, length, seed, prefix=prefix)
     rows = []
     for (layer, head), head_row in zip(heads, table.to_dict("records"), strict=True):
         for name in names:

@@ -28,7 +28,7 @@ def heads_finding(
 
     Args:
         about: the model's name and fingerprint.
-        by_domain: a census of every kind of text, with as many texts each.
+        by_domain: a census of every kind of text.
         threshold: the importance above which a key is a sink of a head.
         top: how many of a head's most important keys count.
         settings: how the texts were chosen.

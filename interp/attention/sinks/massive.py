@@ -16,7 +16,7 @@ from interp.engine.parts import Block, Parts
 from interp.engine.verify import verified
 from interp.results import scores
 from interp.results.findings import MassiveActivations
-from interp.tasks.corpora import corpus
+from interp.tasks.corpora import corpus, sized
 
 __all__ = ["massive_activations", "massive_finding"]
 
@@ -25,7 +25,13 @@ _WRITERS = 4
 
 
 def massive_activations(
-    model: Any, source: Any = "prose", n: int = 16, length: int = 64, seed: int = 0, *, prefix: bool = True
+    model: Any,
+    source: Any = "prose",
+    n: int | None = None,
+    length: int | None = None,
+    seed: int = 0,
+    *,
+    prefix: bool = True,
 ) -> MassiveActivations:
     """Finds the massive activations of a model: which channels and positions, from which layer to which, how large.
 
@@ -35,8 +41,8 @@ def massive_activations(
     Args:
         model: any bridge.
         source: texts, see `interp.tasks.corpus`; also token ids.
-        n: how many texts.
-        length: tokens of each.
+        n: how many texts; 16, or all of the token ids.
+        length: tokens of each; 64, or all of the token ids.
         seed: of the choice of texts.
         prefix: let what the model wants before a text (BOS) stand first.
 
@@ -54,11 +60,11 @@ def massive_activations(
 
     Reference: Sun et al. 2024, "Massive Activations in Large Language Models", arXiv:2402.17762, section 2.
     """
-    tokens = corpus(source, model, n, length, seed, prefix=prefix)
+    tokens = corpus(source, model, *sized(source, n, length, 16, 64), seed, prefix=prefix)
     settings = {
         "source": source if isinstance(source, str) else type(source).__name__,
-        "n": n,
-        "length": length,
+        "n": len(tokens),
+        "length": tokens.shape[1],
         "seed": seed,
         "prefix": prefix,
     }

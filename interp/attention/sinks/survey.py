@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import MassiveActivations, SinkHeads, SinkPositions
-from interp.tasks.corpora import corpus
+from interp.tasks.corpora import corpus, sized
 from interp.tasks.tokens import Encoder
 
 __all__ = [
@@ -34,8 +35,8 @@ __all__ = [
 ]
 
 DOMAINS = ("prose", "code", "dialogue")
-Domains = Sequence[str] | Mapping[str, Any]
-"""Names of corpora, or names with whatever `interp.tasks.corpus` reads: a file, texts, token ids."""
+Domains = Sequence[str] | Mapping[str, Any] | Int[Tensor, "text pos"]
+"""Names of corpora, names with whatever `interp.tasks.corpus` reads (a file, texts, token ids), or token ids alone."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,8 +88,8 @@ def sink_metric(model: Any, tokens: Int[Tensor, "text pos"], threshold: float = 
 def survey_sinks(
     model: Any,
     domains: Domains = DOMAINS,
-    n: int = 32,
-    length: int = 64,
+    n: int | None = None,
+    length: int | None = None,
     threshold: float = 0.3,
     seed: int = 0,
     *,
@@ -99,9 +100,10 @@ def survey_sinks(
 
     Args:
         model: any bridge.
-        domains: the kinds of text, see `interp.tasks.corpus`; or a mapping of names to its sources.
-        n: texts of each kind.
-        length: tokens of each text. Importance is a mean over all queries that see a key, so it falls with the length.
+        domains: the kinds of text, see `interp.tasks.corpus`; a mapping of names to its sources; or token ids.
+        n: texts of each kind; 32, or all rows of token ids.
+        length: tokens of each text; 64, or all of the token ids. Importance is a mean over all queries that see a key,
+            so it falls with the length.
         threshold: the importance above which a key is a sink of a head.
         seed: of the choice of texts.
         prefix: let what the model wants before a text (BOS) stand first. Without it an ordinary token does.
@@ -115,13 +117,14 @@ def survey_sinks(
         InterpError: attention that is not finite.
     """
     check_threshold(threshold)
+    texts = domain_texts(model, domains, (n, 32), (length, 64), seed, prefix)
+    numbers, length = {name: len(rows) for name, rows in texts.items()}, next(iter(texts.values())).shape[1]
     if not 1 <= top < length:
         raise UsageError(f"top must be between 1 and {length - 1}, the keys besides one; got {top}")
-    texts = domain_texts(model, domains, n, length, seed, prefix)
     whole = census(model, torch.cat(list(texts.values())))
     settings = {
         "domains": list(texts),
-        "n": n,
+        "n": numbers if len(set(numbers.values())) > 1 else next(iter(numbers.values())),
         "length": length,
         "seed": seed,
         "prefix": prefix,
@@ -129,7 +132,8 @@ def survey_sinks(
         "first_token": Encoder(model).decode((int(whole.tokens[0, 0]),))[0] if prefix else "",
         "versions": versions(),
     }
-    by_domain = {name: whole.rows(slice(i * n, (i + 1) * n)) for i, name in enumerate(texts)}
+    ends = dict(zip(texts, accumulate(numbers.values()), strict=True))
+    by_domain = {name: whole.rows(slice(end - numbers[name], end)) for name, end in ends.items()}
     about = _about(model)
     return SinkSurvey(
         heads_finding(about, by_domain, threshold, top, {**settings, "top": top}),
@@ -141,8 +145,8 @@ def survey_sinks(
 def sink_heads(
     model: Any,
     domains: Domains = DOMAINS,
-    n: int = 32,
-    length: int = 64,
+    n: int | None = None,
+    length: int | None = None,
     threshold: float = 0.3,
     seed: int = 0,
     *,
@@ -166,8 +170,8 @@ def sink_heads(
 def sink_positions(
     model: Any,
     domains: Domains = DOMAINS,
-    n: int = 32,
-    length: int = 64,
+    n: int | None = None,
+    length: int | None = None,
     threshold: float = 0.3,
     seed: int = 0,
     *,
@@ -226,13 +230,33 @@ def extreme_tokens(model: Any, tokens: Int[Tensor, "text pos"], threshold: float
 
 
 def domain_texts(
-    model: Any, domains: Domains, n: int, length: int, seed: int, prefix: bool = True
+    model: Any,
+    domains: Domains,
+    n: tuple[int | None, int],
+    length: tuple[int | None, int],
+    seed: int,
+    prefix: bool = True,
 ) -> dict[str, Int[Tensor, "text pos"]]:
-    """Token ids of each kind of text, all read before anything is computed, so that an unknown one costs nothing."""
-    named = dict(domains) if isinstance(domains, Mapping) else {name: name for name in domains}
+    """Token ids of each kind of text, all read before anything is computed, so that an unknown one costs nothing.
+
+    Args:
+        model: any bridge.
+        domains: the kinds of text.
+        n, length: what was said, or None, and what is taken of text where nothing was; all kinds have one length.
+        seed, prefix: as for `survey_sinks`.
+    """
+    named: dict[str, Any] = {"token ids": domains} if isinstance(domains, Tensor) else {}
+    named |= {} if named else domains if isinstance(domains, Mapping) else {name: name for name in domains}
     if not named:
         raise UsageError(f"at least one kind of text is needed, such as {', '.join(DOMAINS)}")
-    return {str(name): corpus(source, model, n, length, seed, prefix=prefix) for name, source in named.items()}
+    given = {source.shape[1] for source in named.values() if getattr(source, "ndim", 0) == 2}
+    if length[0] is None and len(given) > 1:
+        raise UsageError(f"all kinds of text have one length, and token ids of {sorted(given)} are given; say length=")
+    width = next(iter(given), length[1]) if length[0] is None else length[0]
+    return {
+        str(name): corpus(source, model, sized(source, n[0], width, n[1], width)[0], width, seed, prefix=prefix)
+        for name, source in named.items()
+    }
 
 
 def _about(model: Any) -> dict[str, Any]:

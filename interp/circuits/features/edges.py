@@ -23,6 +23,7 @@ from interp.engine.forward import Visitor, Walk
 from interp.engine.progress import track
 from interp.engine.rules import GRADIENT
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.patching.estimates import Batch, Plan, batches
 from interp.patching.features.dictionaries import Standing, State, difference, find, standing
 from interp.tasks import Task
@@ -32,6 +33,7 @@ __all__ = ["feature_edges"]
 Found = tuple[Standing, int, int | None]
 
 
+@gradients()
 def feature_edges(
     model: TransformerBridge,
     task: Task,
@@ -94,7 +96,7 @@ class _CutRun:
         self.slopes = {one.name: flow.gradients[one.at].flatten(2) for one in dictionaries}
         self.cut = _Cutting(dictionaries)
         plan = batch.plan
-        with torch.enable_grad():
+        with gradients():
             walk = Walk(plan.parts, plan.stop)
             with torch.no_grad():
                 embedded = walk.embed(batch.base)

@@ -19,6 +19,7 @@ from interp.efficiency.pruning.anatomy import anatomy
 from interp.engine.identity import versions
 from interp.engine.progress import track
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.results import scores
 from interp.results.finding import Head
 from interp.results.findings import CalibrationHeads
@@ -27,6 +28,7 @@ from interp.tasks import Task
 __all__ = ["search_heads"]
 
 
+@gradients()
 def search_heads(
     model: Any,
     task: Task,
@@ -111,7 +113,7 @@ def _first_order(
 ) -> Float[Tensor, "layer head"]:
     effect, body = torch.zeros(shape), anatomy(model)
     run: Any = model
-    with plan.applied(model), torch.enable_grad():
+    with plan.applied(model):
         spots: list[Spot] = [s for at in body.layers if (s := vars(body.attention(at).module).get("calibration"))]
         gates = [torch.zeros(len(spot.heads), device=model.device, requires_grad=True) for spot in spots]
         for spot, gate in zip(spots, gates, strict=True):

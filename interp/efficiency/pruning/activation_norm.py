@@ -21,7 +21,7 @@ from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice, choose_neurons
 from interp.efficiency.pruning.method import ScoredPruning
 from interp.errors import UsageError
-from interp.tasks import corpus
+from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["ActivationNormPruning", "input_norms"]
@@ -33,8 +33,8 @@ class ActivationNormPruning(ScoredPruning):
     Args:
         budget: The share of each layer's neurons that is kept.
         source: Text, see `interp.tasks.corpus`.
-        n: Stretches of it.
-        length: Tokens of each.
+        n: Stretches of it; 4, or all rows of token ids.
+        length: Tokens of each; 128, or all of the token ids.
         seed: Of the choice of stretches.
         skip: Leave so many tokens at the start of each text out of the norms. Better not: the neurons that make the
             massive activations of sinks fire hardest at the first token. It is here to show what that costs.
@@ -47,12 +47,13 @@ class ActivationNormPruning(ScoredPruning):
         *,
         budget: float = 0.75,
         source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-        n: int = 4,
-        length: int = 128,
+        n: int | None = None,
+        length: int | None = None,
         seed: int = 0,
         skip: int = 0,
     ) -> None:
         super().__init__(budget=budget)
+        n, length = sized(source, n, length, 4, 128)
         if not 0 <= skip < length:
             raise UsageError(f"{self.name}: skip must be at least 0 and less than the length of {length}, got {skip}")
         self.source, self.n, self.length, self.seed, self.skip = source, n, length, seed, skip

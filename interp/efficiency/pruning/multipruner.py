@@ -31,7 +31,7 @@ from interp.engine.progress import track
 from interp.errors import UsageError
 from interp.results.finding import Finding, HeadScores
 from interp.results.findings import NeuronRelevance
-from interp.tasks import corpus
+from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["MultiPruner", "block_parameters"]
@@ -47,8 +47,8 @@ class MultiPruner(PruningMethod):
         shares: What sub-blocks, neurons and heads contribute to what is removed.
         channels: Neurons that go in one step.
         source: Text, see `interp.tasks.corpus`.
-        n: Stretches of it.
-        length: Tokens of each.
+        n: Stretches of it; 2, or all rows of token ids.
+        length: Tokens of each; 64, or all of the token ids.
         seed: Of the choice of stretches.
 
     Example:
@@ -66,8 +66,8 @@ class MultiPruner(PruningMethod):
         shares: tuple[float, float, float] = (0.44, 0.52, 0.04),
         channels: int = 128,
         source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-        n: int = 2,
-        length: int = 64,
+        n: int | None = None,
+        length: int | None = None,
         seed: int = 0,
     ) -> None:
         super().__init__(budget=budget)
@@ -77,6 +77,7 @@ class MultiPruner(PruningMethod):
             raise UsageError(f"{self.name}: channels must be at least 1, got {channels}")
         self.relevance, self.importance, self.channels = relevance, importance, channels
         self.shares = tuple(share / sum(shares) for share in shares)
+        n, length = sized(source, n, length, 2, 64)
         self.source, self.n, self.length, self.seed = source, n, length, seed
 
     def findings(self) -> Sequence[Finding]:

@@ -13,7 +13,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from interp.efficiency.pruning.anatomy import anatomy
-from interp.tasks import Task, corpus
+from interp.gradients import gradients
+from interp.tasks import Task, corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["GradientScores"]
@@ -24,8 +25,8 @@ class GradientScores:
 
     Args:
         source: Text, see `interp.tasks.corpus`, or a task, whose prompts are all taken.
-        n: Stretches of text.
-        length: Tokens of each.
+        n: Stretches of text; 4, or all rows of token ids.
+        length: Tokens of each; 128, or all of the token ids.
         seed: Of the choice of stretches.
         by_layer: Divide the scores of each layer by their l2 norm, as the paper does.
 
@@ -35,13 +36,15 @@ class GradientScores:
     def __init__(
         self,
         source: Task | str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-        n: int = 4,
-        length: int = 128,
+        n: int | None = None,
+        length: int | None = None,
         seed: int = 0,
         by_layer: bool = True,
     ) -> None:
+        n, length = sized(source, n, length, 4, 128)
         self.source, self.n, self.length, self.seed, self.by_layer = source, n, length, seed, by_layer
 
+    @gradients()
     def __call__(self, model: PreTrainedModel) -> Float[np.ndarray, "layer head"]:
         """Scores by original numbers; of blocks and heads that are gone NaN."""
         body = anatomy(model)
@@ -59,8 +62,7 @@ class GradientScores:
 
         hooks = [part.output.register_forward_pre_hook(keeping(layer)) for layer, part in parts.items()]
         try:
-            with torch.enable_grad():
-                flows = torch.autograd.grad(self._total(model), list(kept.values()))
+            flows = torch.autograd.grad(self._total(model), list(kept.values()))
         finally:
             for hook in hooks:
                 hook.remove()

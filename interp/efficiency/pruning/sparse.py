@@ -24,7 +24,7 @@ from interp.efficiency.pruning.sparse_plan import SparsePlan, matrices
 from interp.efficiency.registry import check_budget, missing
 from interp.errors import UsageError, unknown_name
 from interp.results.findings import NeuronRelevance
-from interp.tasks import corpus
+from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["SparsePruning"]
@@ -41,8 +41,8 @@ class SparsePruning(Method):
         relevance: For ``relevance``.
         pattern: (2, 4) keeps 2 of every 4 consecutive inputs; unstructured unless given.
         source: Text for Wanda's norms, see `interp.tasks.corpus`.
-        n: Stretches of it.
-        length: Tokens of each.
+        n: Stretches of it; 4, or all rows of token ids.
+        length: Tokens of each; 128, or all of the token ids.
         seed: Of the choice of stretches.
     """
 
@@ -57,8 +57,8 @@ class SparsePruning(Method):
         relevance: NeuronRelevance | None = None,
         pattern: tuple[int, int] | None = None,
         source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-        n: int = 4,
-        length: int = 128,
+        n: int | None = None,
+        length: int | None = None,
         seed: int = 0,
     ) -> None:
         self.by = by or ("magnitude" if relevance is None else "relevance")
@@ -73,6 +73,7 @@ class SparsePruning(Method):
             raise UsageError(f"{self.name}: the pattern {pattern} keeps {share:.3g}, and a budget of {budget} is given")
         self.budget = check_budget(self.name, share if budget is None else budget)
         self.relevance, self.pattern = relevance if self.by == "relevance" else None, pattern or ()
+        n, length = sized(source, n, length, 4, 128)
         self.source, self.n, self.length, self.seed = source, n, length, seed
 
     def findings(self) -> Sequence[NeuronRelevance]:

@@ -16,7 +16,7 @@ from interp.efficiency.quantization.plan import QuantPlan
 from interp.efficiency.quantization.spots import Spot
 from interp.errors import UsageError
 from interp.results.findings import MassiveActivations, SinkPositions
-from interp.tasks import corpus
+from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
 __all__ = ["GPTQ"]
@@ -30,8 +30,8 @@ class GPTQ(QuantMethod):
             first one of each text counts like any other. On SmolLM2, in groups of 64, leaving the sinks out costs 0.58
             nats and counting them 0.23 (rounding to nearest 0.26): what the weights do at the sink has to be right.
         source: The calibration text, see `interp.tasks.corpus`.
-        n: Stretches of it.
-        length: Tokens of each.
+        n: Stretches of it; 8, or all rows of token ids.
+        length: Tokens of each; 256, or all of the token ids.
         seed: Of the choice of stretches.
         group: As for `RTN`.
         budget, bits, head, skip: As `QuantMethod` takes them.
@@ -47,8 +47,8 @@ class GPTQ(QuantMethod):
         sinks: SinkPositions | MassiveActivations | None = None,
         *,
         source: Any = "prose",
-        n: int = 8,
-        length: int = 256,
+        n: int | None = None,
+        length: int | None = None,
         seed: int = 1,
         group: int | None = None,
         budget: float | None = None,
@@ -57,6 +57,7 @@ class GPTQ(QuantMethod):
         skip: Sequence[str] = (),
     ) -> None:
         super().__init__(budget=budget, bits=bits, head=head, skip=skip)
+        n, length = sized(source, n, length, 8, 256)
         if n < 1 or length < 2:
             raise UsageError(f"gptq: n must be at least 1 and length 2, got {n} and {length}")
         self.sinks, self.source, self.n, self.length, self.seed = sinks, source, n, length, seed

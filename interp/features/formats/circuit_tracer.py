@@ -23,6 +23,7 @@ from interp.features.architectures.topk import TopK
 from interp.features.formats.fitting import fitted
 from interp.features.formats.saelens import folded
 from interp.features.place import Place, listed
+from interp.gradients import gradients
 from interp.results.files import replacing, write_text
 
 __all__ = ["load_circuit_tracer", "load_cross_layer", "save_circuit_tracer", "save_cross_layer"]
@@ -59,6 +60,7 @@ def save_circuit_tracer(dictionary: Dictionary, path: str | os.PathLike[str]) ->
     _write(Path(path), tensors)
 
 
+@gradients()
 def load_circuit_tracer(path: str | os.PathLike[str], reads: Place | str, writes: Place | str) -> Dictionary:
     """Reads one of circuit-tracer's transcoders, in float32.
 
@@ -136,6 +138,7 @@ def save_cross_layer(dictionary: CrossLayerTranscoder, directory: str | os.PathL
     write_text(folder / "config.yaml", "\n".join(lines) + "\n")
 
 
+@gradients()
 def load_cross_layer(
     directory: str | os.PathLike[str], reads: str = "resid_mid", writes: str = "mlp_out"
 ) -> CrossLayerTranscoder:

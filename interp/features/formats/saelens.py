@@ -21,6 +21,7 @@ from interp.features.formats.fitting import fitted
 from interp.features.formats.several import TEXT, about_text, made, save_several
 from interp.features.overlap import TextSketch
 from interp.features.place import Place
+from interp.gradients import gradients
 from interp.results.files import replacing, write_text
 
 __all__ = ["folded", "load", "save"]
@@ -115,6 +116,7 @@ def _name(base: str, dictionary: Dictionary) -> str:
     return kind if base == "standard" else f"{base}_{kind}"
 
 
+@gradients()
 def load(directory: str | os.PathLike[str], norm_scaling_factor: float | None = None) -> Dictionary:
     """Reads a dictionary that `save` or SAELens (6 and later) wrote, in float32 and in evaluation mode.
 

@@ -23,7 +23,7 @@ from interp.features.judging.report import METHODS, METRICS, Report
 from interp.features.judging.splice import CleanRun, counted, encode, places
 from interp.features.overlap import overlap
 from interp.results import scores
-from interp.tasks import CORPORA, corpus, documents
+from interp.tasks import CORPORA, corpus, documents, sized
 
 __all__ = ["compared", "fitted", "halves", "judge", "recovered", "repaired", "split", "texts", "undefined"]
 
@@ -38,8 +38,8 @@ def judge(
     model: TransformerBridge,
     dictionary: Any,
     source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-    n: int = 32,
-    length: int = 256,
+    n: int | None = None,
+    length: int | None = None,
     *,
     seed: int = 0,
     fit_share: float = 0.5,
@@ -58,9 +58,9 @@ def judge(
     Args:
         model: Any bridge. It is only read.
         dictionary: Anything with `encode`, `decode`, `W_dec`, and the places that it `reads` and `writes`.
-        source: The texts: see `interp.tasks.corpus`; token ids are taken whole.
-        n: How many texts, where they are drawn.
-        length: Tokens in each.
+        source: The texts: see `interp.tasks.corpus`; also token ids.
+        n: How many texts; 32, or all rows of token ids.
+        length: Tokens in each; 256, or all of the token ids.
         seed: Of the texts and of the random dictionary.
         fit_share: Share of the texts on which baselines are fitted.
         skip: So many positions at the start of each text are left as they are and do not count. In many models the
@@ -132,16 +132,15 @@ def judge(
 
 
 def texts(source: Any, model: Any, n: int, length: int, seed: int) -> Int[Tensor, "text pos"]:
-    """Token ids of the texts to judge on; ids that are given are taken whole."""
-    if isinstance(source, Tensor):
-        n, length = source.shape if source.ndim == 2 else (n, length)
+    """Token ids of texts, where the model is."""
     return corpus(source, model, n, length, seed).to(next(model.parameters()).device)
 
 
 def halves(
-    source: Any, model: Any, n: int, length: int, seed: int, share: float
+    source: Any, model: Any, n: int | None, length: int | None, seed: int, share: float
 ) -> tuple[Int[Tensor, "text pos"], int]:
     """Texts to fit on and to judge on, and where the latter begin. They share no document, where there are several."""
+    n, length = sized(source, n, length, 32, 256)
     if isinstance(source, Tensor) or (source not in CORPORA and len(set(documents(source))) < 2):
         tokens = texts(source, model, n, length, seed)
         return tokens, split(len(tokens), share)

@@ -25,6 +25,7 @@ from interp.features.judging.baselines import Moments, beside
 from interp.features.judging.judge import halves
 from interp.features.judging.splice import CleanRun, counted, encode, places
 from interp.features.overlap import overlap
+from interp.gradients import gradients, plain
 from interp.results import scores
 from interp.tasks.tokens import Encoder
 
@@ -44,6 +45,7 @@ _LEAST = 20
 """A question needs so many tokens of either answer on either side."""
 
 
+@gradients()
 def logistic(
     x: Float[Tensor, "example feature"],
     y: Float[Tensor, "example question"],
@@ -61,7 +63,7 @@ def logistic(
     Returns:
         Weights and constants for the inputs as they are given.
     """
-    x, y = x.double(), y.double()
+    x, y = plain(x).double(), plain(y).double()
     mean, spread = x.mean(0), x.std(0, correction=0)
     scale = torch.where(spread > 0, 1 / spread.clamp(min=1e-300), 0.0)
     z = (x - mean) * scale
@@ -80,8 +82,7 @@ def logistic(
         total.backward()  # type: ignore[no-untyped-call]
         return total
 
-    with torch.enable_grad():
-        optimiser.step(loss)  # type: ignore[arg-type]
+    optimiser.step(loss)  # type: ignore[arg-type]
     found = weights.detach()
     matrix = found[:-1] * scale[:, None]
     return matrix, found[-1] - mean @ matrix

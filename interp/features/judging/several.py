@@ -180,8 +180,8 @@ def judge_replacement(
     model: TransformerBridge,
     clt: CrossLayerTranscoder,
     source: str | Path | Sequence[str] | Int[Tensor, "text pos"] = "prose",
-    n: int = 32,
-    length: int = 256,
+    n: int | None = None,
+    length: int | None = None,
     *,
     seed: int = 0,
     fit_share: float = 0.5,
@@ -195,9 +195,9 @@ def judge_replacement(
     Args:
         model: Any bridge. It is only read.
         clt: The transcoder.
-        source: The texts: see `interp.tasks.corpus`; token ids are taken whole.
-        n: How many texts, where they are drawn.
-        length: Tokens in each.
+        source: The texts: see `interp.tasks.corpus`; also token ids.
+        n: How many texts; 32, or all rows of token ids.
+        length: Tokens in each; 256, or all of the token ids.
         seed: Of the texts and of the shuffled control.
         fit_share: Share of the texts that gives the means of the mean ablation.
         skip: So many positions at the start of each text are left as they are and do not count.

@@ -32,6 +32,8 @@ from interp.features.judging.splice import CleanRun, counted, places
 from interp.features.overlap import sketch
 from interp.features.training.loop import Training, train
 from interp.features.training.settings import TrainSettings
+from interp.gradients import gradients
+from interp.tasks import sized
 
 __all__ = ["VARIANTS", "EndToEnd", "Texts", "finetune"]
 
@@ -43,6 +45,7 @@ VARIANTS: dict[str, dict[str, float]] = {
 """Weights of the terms of the loss, beside the dictionary's own penalties."""
 
 
+@gradients()
 def finetune(
     model: TransformerBridge,
     dictionary: Dictionary,
@@ -51,8 +54,8 @@ def finetune(
     *,
     variant: str = "kl+mse",
     balance: bool = True,
-    n: int = 256,
-    length: int = 128,
+    n: int | None = None,
+    length: int | None = None,
     batch: int = 4,
     skip: int = 0,
     seed: int = 0,
@@ -69,14 +72,15 @@ def finetune(
     Args:
         model: Any bridge.
         dictionary: One that reads and writes one place of it; its own penalties stay in the loss.
-        source: The texts: see `interp.tasks.corpus`; token ids are taken whole.
+        source: The texts: see `interp.tasks.corpus`; also token ids.
         steps: How many batches.
         variant: ``kl+mse``, ``e2e`` (KL alone) or ``e2e+downstream`` (KL and the squared errors of all later residual
             streams).
         balance: Multiply KL and the downstream errors by detached numbers that make each as large as the squared error
             of the reconstruction, so that penalties and learning rates of ordinary training keep their meaning.
-        n: How many texts are drawn; they are gone through again in another order as long as it takes.
-        length: Tokens in each.
+        n: How many texts; 256, or all rows of token ids. They are gone through again in another order as long as it
+            takes.
+        length: Tokens in each; 128, or all of the token ids.
         batch: Texts of a step.
         skip: So many positions at the start of each text are left as they are and do not count.
         seed: Of the texts and their order.
@@ -107,7 +111,7 @@ def finetune(
     if batch < 1:
         raise UsageError(f"a step needs 1 text at least, got batch={batch}")
     objective = EndToEnd(model, dictionary, variant, balance=balance, skip=skip)
-    tokens = texts(source, model, n, length, seed)
+    tokens = texts(source, model, *sized(source, n, length, 256, 128), seed)
     counted(tokens, model, skip)
     with _frozen(model):
         return train(

@@ -12,6 +12,7 @@ from interp.errors import UsageError
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.training.run import Objective, Run
 from interp.features.training.settings import TrainSettings
+from interp.gradients import gradients
 
 __all__ = ["TrainSettings", "Training", "train"]
 
@@ -27,6 +28,7 @@ class Training:
     directory: Path | None
 
 
+@gradients()
 def train(
     dictionary: Dictionary,
     batches: Iterable[Any],

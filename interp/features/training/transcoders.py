@@ -22,10 +22,12 @@ from interp.features.place import Place
 from interp.features.training.checkpoint import check_length
 from interp.features.training.loop import train
 from interp.features.training.settings import TrainSettings
+from interp.gradients import gradients
 
 __all__ = ["load_transcoders", "train_transcoders"]
 
 
+@gradients()
 def train_transcoders(
     model: TransformerBridge,
     layers: Iterable[int],

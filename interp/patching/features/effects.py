@@ -21,6 +21,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.engine import rules as rule_sets
 from interp.engine.rules import Rules
 from interp.errors import UsageError, unknown_name
+from interp.gradients import gradients
 from interp.patching.estimates import Plan, along_activation, batches, placed
 from interp.patching.experiment import Experiment
 from interp.patching.features.dictionaries import Chosen, difference, standing
@@ -34,6 +35,7 @@ METHODS = ("exact", "attribution", "ig")
 """Exact patching, the gradient at the base run, and integrated gradients."""
 
 
+@gradients()
 def feature_effects(
     model: TransformerBridge,
     task: Task,

@@ -14,6 +14,7 @@ from torch import Tensor
 from interp.engine.forward import Visitor
 from interp.errors import UsageError
 from interp.features.place import MLP_IN
+from interp.gradients import gradients
 from interp.tracing.bases.basis import Held, Place, Replaced, Watching, units_by_position
 from interp.tracing.frozen import FrozenRun, wide
 
@@ -58,8 +59,8 @@ class LayerOfFeatures(Replaced):
 
     def reading(self, which: Int[Tensor, " some"]) -> tuple[Float[Tensor, "some d_model"], Float[Tensor, " some"]]:
         """The encoder's own gradient on the prompt; any architecture will do that is linear where it is active."""
-        at, feature = self.positions[which], self.features[which]
-        with torch.enable_grad():
+        with gradients():
+            at, feature = self.positions[which], self.features[which]
             x = self.input[at].clone().requires_grad_()
             codes = self.coder.encode(x)
             chosen = codes[torch.arange(len(which), device=x.device), feature]
