@@ -24,6 +24,7 @@ __all__ = ["arguments", "checked", "damaged", "inside", "parsed", "read_json", "
 
 _DEEPEST = 64
 _LARGEST = 2**63
+_FEW = 16
 _REQUIRED = object()
 
 Location = str | os.PathLike[str]
@@ -100,7 +101,8 @@ def checked(
         raise damaged(path, f"it lacks {name!r}")
     value = typed(record[name], hint, path, name)
     if among is not None and value not in among:
-        raise damaged(path, f"{name} is {_shown(value)}, one of {', '.join(map(repr, among))} is needed")
+        known = ", ".join(map(repr, among)) if len(among) <= _FEW else f"{len(among):,} known ones"
+        raise damaged(path, f"{name} is {_shown(value)}, one of {known} is needed")
     low, high = least is None or value >= least, most is None or value <= most
     if not (low and high):
         bounds = f"{'' if least is None else f' from {least:,}'}{'' if most is None else f' up to {most:,}'}"
