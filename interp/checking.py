@@ -189,12 +189,15 @@ def tensor_shapes(path: Location) -> dict[str, tuple[int, ...]]:
     return found
 
 
-def read_tensors(path: Location, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
+def read_tensors(
+    path: Location, framework: str = "pt", only: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of a safetensors file and the texts in its header; no more memory is used than the file is long.
 
     Args:
         path: The file.
         framework: ``pt`` for torch's tensors, ``np`` for numpy's arrays.
+        only: The names of those that are wanted, as far as they are there; all by default.
 
     Raises:
         InterpError: No file, or a damaged one.
@@ -205,7 +208,8 @@ def read_tensors(path: Location, framework: str = "pt") -> tuple[dict[str, Any],
         raise InterpError(f"there is no file {os.fspath(path)}")
     try:
         with safe_open(os.fspath(path), framework) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # the library's own error, or whichever one numpy or torch has for a shape
         raise damaged(path, str(error)) from None
 
