@@ -110,23 +110,26 @@ def checked(
     return value
 
 
-def arguments(record: Mapping[str, Any], of: type, path: Location) -> dict[str, Any]:
+def arguments(record: Mapping[str, Any], of: type, path: Location, *, least: int | None = None) -> dict[str, Any]:
     """The arguments of a class in a record, checked by their annotations.
 
     Args:
         record: What was read.
         of: A dataclass, or a class whose `__init__` hands on to those of its bases what it has no name for.
         path: The file that the message names.
+        least: The smallest that a whole number may be.
 
     Raises:
-        InterpError: One is missing, unknown or of another type.
+        InterpError: One is missing, unknown, of another type or too small.
     """
     hints, needed = _arguments(of)
     if unknown := [name for name in record if name not in hints]:
         raise damaged(path, f"{of.__name__} has no {unknown[0]!r}")
     if missing := [name for name in needed if name not in record]:
         raise damaged(path, f"it lacks {missing[0]!r}")
-    return {name: typed(value, hints[name], path, name) for name, value in record.items()}
+    for name, value in record.items():
+        checked(record, name, hints[name], path, least=least if isinstance(value, int) else None)
+    return dict(record)
 
 
 def typed(value: Any, hint: Any, path: Location, name: str = "") -> Any:
