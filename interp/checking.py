@@ -56,7 +56,7 @@ def parsed(text: str, path: Location) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"it is cut short or no JSON: {error}") from None
+        raise damaged(path, f"no JSON: {error}") from None
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         if not level:
@@ -174,7 +174,7 @@ def tensor_shapes(path: Location) -> dict[str, tuple[int, ...]]:
     except OSError as error:
         raise InterpError(f"{os.fspath(path)} can't be read: {error.strerror or error}") from None
     if size < 8 or header is None:
-        raise damaged(path, f"it is cut short: {size:,} bytes don't hold its header")
+        raise damaged(path, f"{size:,} bytes don't hold its header")
     try:
         record = typed(parsed(header.decode(), path), dict[str, dict], path, "its header")
     except UnicodeDecodeError:
@@ -188,7 +188,7 @@ def tensor_shapes(path: Location) -> dict[str, tuple[int, ...]]:
             raise damaged(path, f"its header gives {_shown(name)} the shape {found[name]} at {begin} to {stop}")
         end = max(end, stop)
     if size != 8 + length + end:
-        raise damaged(path, f"it is cut short or damaged: {size:,} bytes where its header needs {8 + length + end:,}")
+        raise damaged(path, f"{size:,} bytes where its header needs {8 + length + end:,}")
     return found
 
 
