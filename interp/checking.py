@@ -24,6 +24,7 @@ __all__ = ["arguments", "checked", "damaged", "inside", "parsed", "read_json", "
 
 _DEEPEST = 64
 _LARGEST = 2**63
+_FEW = 16
 _REQUIRED = object()
 
 Location = str | os.PathLike[str]
@@ -55,7 +56,7 @@ def parsed(text: str, path: Location) -> Any:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise damaged(path, f"it is cut short or no JSON: {error}") from None
+        raise damaged(path, f"no JSON: {error}") from None
     level = [value] if isinstance(value, dict | list) else []
     for _ in range(_DEEPEST):
         if not level:
@@ -100,7 +101,8 @@ def checked(
         raise damaged(path, f"it lacks {name!r}")
     value = typed(record[name], hint, path, name)
     if among is not None and value not in among:
-        raise damaged(path, f"{name} is {_shown(value)}, one of {', '.join(map(repr, among))} is needed")
+        known = ", ".join(map(repr, among)) if len(among) <= _FEW else f"{len(among):,} known ones"
+        raise damaged(path, f"{name} is {_shown(value)}, one of {known} is needed")
     low, high = least is None or value >= least, most is None or value <= most
     if not (low and high):
         bounds = f"{'' if least is None else f' from {least:,}'}{'' if most is None else f' up to {most:,}'}"
@@ -108,23 +110,26 @@ def checked(
     return value
 
 
-def arguments(record: Mapping[str, Any], of: type, path: Location) -> dict[str, Any]:
+def arguments(record: Mapping[str, Any], of: type, path: Location, *, least: int | None = None) -> dict[str, Any]:
     """The arguments of a class in a record, checked by their annotations.
 
     Args:
         record: What was read.
         of: A dataclass, or a class whose `__init__` hands on to those of its bases what it has no name for.
         path: The file that the message names.
+        least: The smallest that a whole number may be.
 
     Raises:
-        InterpError: One is missing, unknown or of another type.
+        InterpError: One is missing, unknown, of another type or too small.
     """
     hints, needed = _arguments(of)
     if unknown := [name for name in record if name not in hints]:
         raise damaged(path, f"{of.__name__} has no {unknown[0]!r}")
     if missing := [name for name in needed if name not in record]:
         raise damaged(path, f"it lacks {missing[0]!r}")
-    return {name: typed(value, hints[name], path, name) for name, value in record.items()}
+    for name, value in record.items():
+        checked(record, name, hints[name], path, least=least if isinstance(value, int) else None)
+    return dict(record)
 
 
 def typed(value: Any, hint: Any, path: Location, name: str = "") -> Any:
@@ -169,7 +174,7 @@ def tensor_shapes(path: Location) -> dict[str, tuple[int, ...]]:
     except OSError as error:
         raise InterpError(f"{os.fspath(path)} can't be read: {error.strerror or error}") from None
     if size < 8 or header is None:
-        raise damaged(path, f"it is cut short: {size:,} bytes don't hold its header")
+        raise damaged(path, f"{size:,} bytes don't hold its header")
     try:
         record = typed(parsed(header.decode(), path), dict[str, dict], path, "its header")
     except UnicodeDecodeError:
@@ -183,16 +188,19 @@ def tensor_shapes(path: Location) -> dict[str, tuple[int, ...]]:
             raise damaged(path, f"its header gives {_shown(name)} the shape {found[name]} at {begin} to {stop}")
         end = max(end, stop)
     if size != 8 + length + end:
-        raise damaged(path, f"it is cut short or damaged: {size:,} bytes where its header needs {8 + length + end:,}")
+        raise damaged(path, f"{size:,} bytes where its header needs {8 + length + end:,}")
     return found
 
 
-def read_tensors(path: Location, framework: str = "pt") -> tuple[dict[str, Any], dict[str, str]]:
+def read_tensors(
+    path: Location, framework: str = "pt", only: Collection[str] | None = None
+) -> tuple[dict[str, Any], dict[str, str]]:
     """The tensors of a safetensors file and the texts in its header; no more memory is used than the file is long.
 
     Args:
         path: The file.
         framework: ``pt`` for torch's tensors, ``np`` for numpy's arrays.
+        only: The names of those that are wanted, as far as they are there; all by default.
 
     Raises:
         InterpError: No file, or a damaged one.
@@ -203,7 +211,8 @@ def read_tensors(path: Location, framework: str = "pt") -> tuple[dict[str, Any],
         raise InterpError(f"there is no file {os.fspath(path)}")
     try:
         with safe_open(os.fspath(path), framework) as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            names = [name for name in file.keys() if only is None or name in only]  # noqa: SIM118
+            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
     except Exception as error:  # the library's own error, or whichever one numpy or torch has for a shape
         raise damaged(path, str(error)) from None
 

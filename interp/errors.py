@@ -8,6 +8,9 @@ from collections.abc import Iterable
 __all__ = ["InterpError", "UsageError", "unknown_name"]
 
 
+_CUT = 200
+
+
 class InterpError(RuntimeError):
     """Something failed while doing what was asked (missing file, no network, NaN in the logits).
 
@@ -27,4 +30,4 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UsageError:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
-    return UsageError(f"unknown {kind} {name!r}; {hint}")
+    return UsageError(f"unknown {kind} {name[:_CUT]!r}{'...' * (len(name) > _CUT)}; {hint}")

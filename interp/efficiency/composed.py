@@ -30,6 +30,9 @@ class Composed(Plan):
     kind: ClassVar[str] = "composed"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.plans:
+            raise UsageError("a composed plan needs plans, got none")
         made = tuple(plan if isinstance(plan, Plan) else Plan.from_dict(plan) for plan in self.plans)
         object.__setattr__(self, "plans", made)
         if len({plan.fingerprint for plan in made}) > 1:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from transformers import PreTrainedModel
 
+from interp.checking import arguments, checked, read_json, typed
 from interp.efficiency.deployment import deployment
 from interp.errors import InterpError, UsageError
 from interp.results.files import write_text
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from interp.efficiency.ledger import Ledger
 
-__all__ = ["Plan", "Undo"]
+__all__ = ["Plan", "Undo", "fit"]
 
 VERSION = 2
 _BEFORE = {1: "it was saved by an earlier version, which did not say how plans are made; make it again"}
@@ -75,6 +76,10 @@ class Plan(ABC):
     """The name of this class of plans in files."""
     real: ClassVar[bool] = True
     """Whether what is saved is really saved; a plan that is not is called simulated wherever seconds would stand."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.budget):
+            raise UsageError(f"a plan's budget must be finite, got {self.budget}")
 
     # What a subclass adds
 
@@ -169,29 +174,30 @@ class Plan(ABC):
         return {name: value for name, value in self.to_dict().items() if name not in _WHY}
 
     @classmethod
-    def from_dict(cls, found: dict[str, Any]) -> Plan:
-        """The plan that `to_dict` gave.
+    def from_dict(cls, found: dict[str, Any], where: str | os.PathLike[str] = "the plan") -> Plan:
+        """The plan that `to_dict` gave; `where` is what messages call it.
 
         Raises:
-            UsageError: Of an unknown kind or another version.
+            UsageError: Of an unknown kind or another version, or with fields that make no sense.
         """
         from interp.efficiency.registry import plan_class
 
-        made = plan_class(str(found.get("kind")))
-        version = found.get("version")
-        if version not in (VERSION, *_BEFORE):
-            raise UsageError(
-                f"this plan has version {version}, this library reads {min(_BEFORE)} to {VERSION}; make the plan again"
-            )
-        if not isinstance(found.get("made", {}), dict):
-            raise UsageError(f"this is not a plan of kind {made.kind}: how it was made is {found['made']!r}")
-        if version in _BEFORE:
-            found = {**found, "made": {"unknown": _BEFORE[version]}}
-        values = {name: _frozen(value) for name, value in found.items() if name not in ("kind", "version")}
         try:
-            return made(**values)
-        except TypeError as error:
-            raise UsageError(f"this is not a plan of kind {made.kind}: {error}") from None
+            name, version = (checked(typed(found, dict, where), key, str | int, where) for key in ("kind", "version"))
+            made = plan_class(str(name))
+            if version not in (VERSION, *_BEFORE):
+                raise UsageError(
+                    f"{os.fspath(where)} has version {version}, this library reads {min(_BEFORE)} to {VERSION}; make "
+                    "the plan again"
+                )
+            values = {key: _frozen(value) for key, value in found.items() if key not in ("kind", "version")}
+            if version in _BEFORE:
+                values["made"] = {"unknown": _BEFORE[version]}
+            return made(**arguments(values, made, where))
+        except UsageError:
+            raise
+        except InterpError as error:
+            raise UsageError(f"this is no plan: {error}") from None
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:
@@ -199,15 +205,9 @@ class Plan(ABC):
 
         Raises:
             InterpError: No such file, or not JSON.
-            UsageError: A plan of an unknown kind or another version.
+            UsageError: A plan of an unknown kind or another version, or with fields that make no sense.
         """
-        try:
-            found = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
-            raise InterpError(f"could not read a plan from {os.fspath(path)}: {error}") from error
-        if not isinstance(found, dict):
-            raise UsageError(f"{os.fspath(path)} is not a plan")
-        return Plan.from_dict(found)
+        return Plan.from_dict(read_json(path), path)
 
     def __add__(self, other: Plan) -> Plan:
         """Both plans, this one first."""
@@ -218,6 +218,20 @@ class Plan(ABC):
     def with_name(self, method: str) -> Self:
         """The same decisions under another name, for tables."""
         return type(self)(**{**{f.name: getattr(self, f.name) for f in fields(self)}, "method": method})
+
+
+def fit(rows: Sequence[Any], table: Sequence[Any], **columns: Sequence[Any]) -> None:
+    """Refuses rows that end in a place that a table does not have, and columns that are not empty or as long.
+
+    Raises:
+        UsageError: One of those; the message names it.
+    """
+    for row in rows:
+        if not 0 <= row[-1] < len(table):
+            raise UsageError(f"a row of the plan, {row}, names the settings {row[-1]}; there are {len(table)}")
+    for name, values in columns.items():
+        if len(values) not in (0, len(rows)):
+            raise UsageError(f"the plan has {len(values)} {name} for {len(rows)} rows")
 
 
 def copied(model: PreTrainedModel) -> PreTrainedModel:

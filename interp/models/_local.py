@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from interp.checking import checked, inside, read_json, tensor_shapes
 from interp.errors import InterpError
 from interp.models._quiet import quiet
+from interp.models._sizes import check_layers, check_numbers, empty
 
 if TYPE_CHECKING:
     import torch
@@ -17,22 +18,34 @@ __all__ = ["boot", "boot_directory", "check_directory"]
 
 
 def check_directory(directory: Path) -> None:
-    """Check that the files of a Hugging Face directory are there and whole, reading only headers.
+    """Check that the files of a Hugging Face directory are there, whole and of one size, reading only headers.
 
     Raises:
-        InterpError: naming the file that is missing, unreadable or truncated.
+        InterpError: naming the file that is missing, unreadable, truncated or of another size.
     """
     config = directory / "config.json"
     if not config.is_file():
         raise InterpError(f"{directory} is not a Hugging Face model directory: {config} is missing")
-    _json(config)
+    declared = read_json(config)
     if not any((directory / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise InterpError(
             f"{directory} has no tokenizer: tokenizer.json is missing; save it with "
             "tokenizer.save_pretrained(directory)"
         )
+    tensors, size = 0, 0
     for path in _weight_files(directory):
-        _check_safetensors(path)
+        if not path.is_file():
+            raise InterpError(f"weight file {path} is missing; obtain the directory again")
+        tensors, size = tensors + len(tensor_shapes(path)), size + path.stat().st_size
+    check_layers(declared, tensors, config)
+    try:
+        with quiet():
+            from transformers import AutoConfig
+
+            model = empty(AutoConfig.from_pretrained(directory, local_files_only=True))
+    except Exception as error:
+        raise InterpError(f"could not load the model in {directory}: {_first_line(error)}") from error
+    check_numbers((*model.parameters(), *model.buffers()), size, config)
 
 
 def boot_directory(directory: Path, name: str, device: str | torch.device, dtype: torch.dtype) -> TransformerBridge:
@@ -92,44 +105,14 @@ def _weight_files(directory: Path) -> list[Path]:
     if single.is_file():
         return [single]
     if index.is_file():
-        weight_map = _json(index).get("weight_map")
-        if not isinstance(weight_map, dict) or not weight_map:
+        weight_map = checked(read_json(index), "weight_map", dict[str, str], index)
+        if not weight_map:
             raise InterpError(f"{index} names no weight files; obtain the directory again")
-        return [directory / name for name in sorted(set(weight_map.values()))]
+        return [inside(directory, name, index) for name in sorted(set(weight_map.values()))]
     raise InterpError(
         f"weight file {single} is missing (only safetensors are read); "
         "save the model with save_pretrained(directory) or obtain the directory again"
     )
-
-
-def _check_safetensors(path: Path) -> None:
-    """The file's length must be that of its header and of the tensors that the header lists."""
-    if not path.is_file():
-        raise InterpError(f"weight file {path} is missing; obtain the directory again")
-    size = path.stat().st_size
-    damaged = f"weight file {path} is truncated or damaged; obtain it again"
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > size - 8:
-            raise InterpError(f"{damaged} ({size:,} bytes, too short for its header)")
-        try:
-            header = json.loads(file.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-            raise InterpError(f"{damaged} (unreadable header)") from None
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise InterpError(f"{damaged} ({size:,} bytes where its header needs {expected:,})")
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InterpError(f"{path} is not readable JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise InterpError(f"{path} is not a JSON object")
-    return content
 
 
 def _first_line(error: Exception) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import struct
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,8 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from interp.errors import InterpError
+from interp.models._gguf_header import check_header
 from interp.models._quiet import quiet
 from interp.models._shards import Shards
+from interp.models._sizes import check_layers, check_numbers, empty
 from interp.models.cards import Probe
 from interp.models.wheels import Progress
 
@@ -69,7 +70,8 @@ def convert(
             with quiet(), _shared(reader), contextlib.redirect_stderr(io.StringIO()):
                 config = AutoConfig.from_pretrained(directory, gguf_file=name, local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
-                model = _empty(config)
+                model = empty(config)
+                check_numbers((*model.parameters(), *model.buffers()), gguf.stat().st_size, gguf)
                 written = _convert_tensors(reader, model, made, kind, progress)
         except InterpError:
             raise
@@ -94,17 +96,6 @@ def convert(
         "transformers": transformers.__version__,
         "dtype": str(kind).removeprefix("torch."),
     }
-
-
-def _empty(config: Any) -> Any:
-    """The model without memory for its weights, for their names."""
-    from accelerate import init_empty_weights
-    from transformers import AutoModelForCausalLM
-
-    with init_empty_weights():
-        model = AutoModelForCausalLM.from_config(config)
-    model.tie_weights()
-    return model
 
 
 def _wanted(model: Any) -> set[str]:
@@ -192,19 +183,20 @@ def _read(gguf: Path) -> Any:
     """The parsed file, after checking that it is a GGUF file and holds all tensors that it lists."""
     from gguf import GGUFReader
 
-    with gguf.open("rb") as file:
-        if file.read(4) != b"GGUF":
-            raise InterpError(f"{gguf} is not a GGUF file: it does not begin with 'GGUF'")
+    check_header(gguf)
     try:
         reader = GGUFReader(gguf)
-    except (ArithmeticError, LookupError, MemoryError, TypeError, ValueError, struct.error) as error:
+        architecture = _text(reader, "general.architecture")
+        declared = {name: field.contents() for name, field in reader.fields.items() if name.endswith(".block_count")}
+        end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
+    except Exception as error:  # the reader believes what stands there
         raise InterpError(f"{gguf} is truncated or damaged: {error}; obtain the file again") from error
-    if _text(reader, "general.architecture") is None or not reader.tensors:
+    if architecture is None or not reader.tensors:
         raise InterpError(f"{gguf} names no architecture or holds no tensors; it is not a model file")
-    end = max(int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors)
     size = gguf.stat().st_size
     if end > size:
         raise InterpError(f"{gguf} is truncated: {size:,} bytes of {end:,}; obtain the file again")
+    check_layers(declared, len(reader.tensors), gguf)
     return reader
 
 

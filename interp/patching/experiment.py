@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Bool, Float
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.checking import read_tensors
 from interp.engine.identity import identity, versions
 from interp.engine.precision import HALF
 from interp.engine.progress import track
@@ -278,12 +278,11 @@ class _Checkpoint:
         self.path, self.identity, self.saved = path, identity, time.monotonic()
 
     def load(self, values: Tensor) -> Tensor:
-        try:
-            with safe_open(self.path, "pt") as file:
-                if (file.metadata() or {}).get("identity") == self.identity:
-                    return file.get_tensor("values")
-        except (FileNotFoundError, SafetensorError):
+        if not self.path.exists():
             return values
+        found, about = read_tensors(self.path, only=("values",))
+        if about.get("identity") == self.identity and "values" in found and found["values"].shape == values.shape:
+            return found["values"].to(values)
         raise UsageError(f"{self.path} is the checkpoint of another sweep; name another file or delete it")
 
     def save_now_and_then(self, values: Tensor) -> None:

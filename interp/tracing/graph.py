@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from scipy import sparse
 
+from interp.checking import checked, damaged, parsed, read_tensors, typed
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.results.files import replacing
 
@@ -39,6 +40,7 @@ COLUMNS = {
     "label": "str",
 }  # fmt: skip
 """The columns of `AttributionGraph.nodes` and their types."""
+_EDGES = {"targets": "int64", "sources": "int64", "weights": "float32"}
 _TEXTS = tuple(name for name, kind in COLUMNS.items() if kind == "str")
 
 
@@ -95,6 +97,10 @@ class AttributionGraph:
             raise UsageError("targets, sources and weights must have one entry an edge")
         if len(self.targets) and not 0 <= self._ends.min() <= self._ends.max() < len(self.nodes):
             raise UsageError(f"an edge ends outside the {len(self.nodes)} nodes")
+        if unknown := sorted(set(self.nodes["kind"]) - set(KINDS)):
+            raise UsageError(f"a node is of the kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
+        if len(self.nodes) and not 0 <= self.nodes["position"].min() <= self.nodes["position"].max() < len(self.words):
+            raise UsageError(f"a node stands outside the {len(self.words)} tokens")
 
     def __repr__(self) -> str:
         return f"AttributionGraph({self.prompt!r}, {len(self.nodes):,} nodes, {len(self.weights):,} edges)"
@@ -286,28 +292,35 @@ class AttributionGraph:
         Raises:
             InterpError: The file is missing or damaged, or was written in another version of the format.
         """
-        if not Path(path).is_file():
-            raise InterpError(f"there is no file {os.fspath(path)}")
-        try:
-            with safe_open(os.fspath(path), "numpy") as file:
-                about = file.metadata() or {}
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise InterpError(f"{os.fspath(path)} is damaged: {error}") from error
+        arrays, about = read_tensors(path, "np")
         if about.get("format") != FORMAT:
             found = about.get("format", "no format at all")
             raise InterpError(
                 f"{os.fspath(path)} says {found!r}, and this program reads {FORMAT!r}; trace the graph anew"
             )
+        header = typed(parsed(about.get("graph", "null"), path), dict, path, "its header")
+        names, texts = checked(header, "names", list[str], path), checked(header, "texts", dict[str, list[str]], path)
+        columns: dict[str, Any] = {}
+        for name, kind in COLUMNS.items():
+            if kind != "str":
+                columns[name] = _array(arrays, f"nodes.{name}", kind, len(names), path)
+            elif len(checked(texts, name, list[str], path)) == len(names):
+                columns[name] = texts[name]
+            else:
+                raise damaged(path, f"{name} has {len(texts[name])} texts for {len(names)} nodes")
+        n = len(arrays.get("weights", ()))
+        ends = [_array(arrays, name, kind, n, path) for name, kind in _EDGES.items()]
         try:
-            header = json.loads(about["graph"])
-            columns = {n: header["texts"][n] if n in _TEXTS else arrays[f"nodes.{n}"] for n in COLUMNS}
-            nodes = pd.DataFrame(columns, index=pd.Index(header["names"], name="node"))
-            ends = arrays["targets"], arrays["sources"], arrays["weights"]
-            tokens, words = tuple(header["tokens"]), tuple(header["words"])
-            return cls(header["prompt"], tokens, words, nodes, *ends, about=header["about"])
-        except (KeyError, ValueError) as error:
-            raise InterpError(f"{os.fspath(path)} is damaged: {error}") from error
+            return cls(
+                checked(header, "prompt", str, path),
+                tuple(checked(header, "tokens", list[int], path)),
+                tuple(checked(header, "words", list[str], path)),
+                pd.DataFrame(columns, index=pd.Index(names, name="node")),
+                *ends,
+                about=checked(header, "about", dict, path),
+            )
+        except UsageError as error:
+            raise damaged(path, str(error)) from None
 
     @staticmethod
     def from_circuit_tracer(path: str | os.PathLike[str]) -> AttributionGraph:
@@ -320,6 +333,18 @@ class AttributionGraph:
 def feature_name(layer: int, feature: int, position: int) -> str:
     """A feature's name, such as ``7.1229@3``."""
     return f"{layer}.{feature}@{position}"
+
+
+def _array(arrays: Mapping[str, np.ndarray], name: str, kind: str, length: int, path: Any) -> np.ndarray:
+    """A column out of a file, of the type that it was written in."""
+    if name not in arrays:
+        raise damaged(path, f"it lacks {name!r}")
+    found, wanted = arrays[name], np.dtype(kind)
+    if found.dtype != wanted or found.shape != (length,):
+        raise damaged(path, f"{name} is {found.dtype} of shape {found.shape}, {wanted} of shape {(length,)} is needed")
+    if wanted.kind == "f" and not np.isfinite(found).all():
+        raise damaged(path, f"{name} has values that are not finite")
+    return found
 
 
 def _strongest(edges: pd.DataFrame) -> pd.DataFrame:

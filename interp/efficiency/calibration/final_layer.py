@@ -39,6 +39,12 @@ class FinalLayerPlan(Plan):
 
     kind: ClassVar[str] = "final_layer"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for _, part, _ in self.parts:
+            if part not in PARTS:
+                raise unknown_name("part", part, PARTS)
+
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
         body = anatomy(model)
         for layer, part, strength in self.parts:

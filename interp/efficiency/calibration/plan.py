@@ -43,6 +43,12 @@ class CalibrationPlan(Plan):
 
     kind: ClassVar[str] = "calibration"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        rule(self.sinks)
+        if len(self.scores) not in (0, len(self.heads)):
+            raise UsageError(f"the plan has {len(self.scores)} scores for {len(self.heads)} heads")
+
     @property
     def identity(self) -> str:
         """What tells the caches filled with this plan from others."""

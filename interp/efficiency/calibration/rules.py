@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.checking import arguments, checked
 from interp.efficiency.calibration.account import Account
 from interp.errors import unknown_name
 
@@ -151,7 +152,8 @@ def rule(settings: dict[str, Any]) -> Rule:
         UsageError: An unknown rule.
     """
     options = dict(settings)
-    name = options.pop("by", None)
+    name = checked(options, "by", str, "the plan")
     if name not in RULES:
-        raise unknown_name("rule for sinks", str(name), RULES)
-    return RULES[name](**options)
+        raise unknown_name("rule for sinks", name, RULES)
+    del options["by"]
+    return RULES[name](**arguments(options, RULES[name], "the plan", least=0))

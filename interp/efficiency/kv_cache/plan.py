@@ -21,7 +21,7 @@ from interp.efficiency.kv_cache.policies import described, entries, entry_bytes,
 from interp.efficiency.kv_cache.rope import rotation
 from interp.efficiency.kv_cache.running import CachedForward, PreparedCache
 from interp.efficiency.ledger import Amount, Ledger
-from interp.efficiency.plan import Plan, Undo
+from interp.efficiency.plan import Plan, Undo, fit
 from interp.errors import UsageError
 from interp.upstream import PREPARE_CACHE
 
@@ -51,6 +51,14 @@ class KVPlan(Plan):
     scores: tuple[float, ...] = ()
 
     kind: ClassVar[str] = "kv_cache"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for policy in self.policies:
+            store(policy)
+        fit(self.heads, self.policies, scores=self.scores)
+        if self.length < 0 or (self.prefill_chunk is not None and self.prefill_chunk < 1):
+            raise UsageError(f"length and prefill_chunk make no sense: {self.length} and {self.prefill_chunk}")
 
     @property
     def identity(self) -> str:

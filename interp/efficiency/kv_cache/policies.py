@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from interp.checking import arguments, checked
 from interp.efficiency.kv_cache.geometry import Geometry
 from interp.efficiency.kv_cache.quantized_store import Quantized
 from interp.efficiency.kv_cache.stores import Full, Rotate, Store, Window
@@ -23,7 +24,12 @@ from interp.errors import unknown_name
 
 __all__ = ["FULL", "SCORERS", "described", "entries", "entry_bytes", "scorer", "store"]
 
+_PLAN = "the cache plan"
+
 FULL: dict[str, Any] = {"keep": "full"}
+
+STORES: dict[str, type[Store]] = {"full": Full, "window": Window, "top": Top, "quantized": Quantized}
+"""What keeps entries, by the name in a policy."""
 
 SCORERS = {
     "random": "random_score:RandomScore",
@@ -42,18 +48,17 @@ def store(policy: dict[str, Any], rotate: Rotate | None = None) -> Store:
     Raises:
         UsageError: An unknown way to keep, or an unknown score.
     """
-    settings = {name: value for name, value in policy.items() if name != "keep"}
-    match policy["keep"]:
-        case "full":
-            return Full()
-        case "window":
-            return Window(**settings, rotate=rotate)
-        case "top":
-            options = settings.pop("options", {})
-            return Top(scorer(settings.pop("score"), options), **settings)
-        case "quantized":
-            return Quantized(**settings)
-    raise unknown_name("way to keep entries", str(policy["keep"]), ("full", "window", "top", "quantized"))
+    name = checked(policy, "keep", str, _PLAN)
+    settings: dict[str, Any] = {key: value for key, value in policy.items() if key != "keep"}
+    if name not in STORES:
+        raise unknown_name("way to keep entries", name, STORES)
+    if name == "window":
+        settings["rotate"] = rotate
+    if name == "top":
+        options = checked(settings, "options", dict, _PLAN, default={})
+        settings = {**settings, "scorer": scorer(checked(settings, "score", str, _PLAN), options)}
+        settings = {key: value for key, value in settings.items() if key not in ("score", "options")}
+    return STORES[name](**arguments(settings, STORES[name], _PLAN, least=0))
 
 
 def scorer(name: str, options: dict[str, Any]) -> Scorer:
@@ -65,7 +70,8 @@ def scorer(name: str, options: dict[str, Any]) -> Scorer:
     if name not in SCORERS:
         raise unknown_name("score of entries", name, SCORERS)
     module, _, kind = SCORERS[name].partition(":")
-    return getattr(importlib.import_module(f"interp.efficiency.kv_cache.{module}"), kind)(**options)
+    made = getattr(importlib.import_module(f"interp.efficiency.kv_cache.{module}"), kind)
+    return made(**arguments(options, made, _PLAN, least=0))
 
 
 def entries(policy: dict[str, Any], length: int) -> int:
@@ -96,7 +102,8 @@ def described(policy: dict[str, Any]) -> str:
             again = ", re-indexed" if policy.get("positions") == "reindexed" else ""
             return f"{policy['sinks']} sinks and {policy['window']} recent{again}"
         case "top":
-            return f"{policy['n']} by {policy['score']}, {policy['window']} of them recent"
+            return f"{policy['n']} by {policy['score']}, {policy.get('window', 0)} of them recent"
         case "quantized":
-            return f"all in int{policy['bits']}, {policy['sinks']} sinks in full precision"
+            made = Quantized(**{name: value for name, value in policy.items() if name != "keep"})
+            return f"all in int{made.bits}, {made.sinks} sinks in full precision"
     return "all"

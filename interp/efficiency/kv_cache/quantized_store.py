@@ -97,6 +97,8 @@ class Quantized(Store):
         super().__init__()
         if bits not in (4, 8):
             raise UsageError(f"keys and values are stored in 8 or 4 bits, not {bits}")
+        if group < 1:
+            raise UsageError(f"a group has at least 1 token, got {group}")
         self.bits, self.group, self.sinks, self.residual = bits, group, sinks, residual
         self.codes: tuple[Codes, Codes] | None = None  # of keys, by group, and of values
         self.coded = 0

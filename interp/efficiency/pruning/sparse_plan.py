@@ -46,6 +46,12 @@ class SparsePlan(Plan):
     kind: ClassVar[str] = "sparse"
     real: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kept, *of = self.pattern or (1, 1)
+        if self.sign not in (1, -1) or len(of) != 1 or not 0 < kept <= of[0]:
+            raise UsageError(f"a sparse plan of sign {self.sign} and pattern {self.pattern} makes no sense")
+
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
         if self.budget == 1:
             return

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from interp.checking import arguments
 from interp.errors import UsageError, unknown_name
 
 __all__ = ["FLOATS", "Codes", "Scheme", "grid", "nearest", "rounded"]
@@ -75,7 +76,7 @@ class Scheme:
     @classmethod
     def from_dict(cls, found: Mapping[str, Any]) -> Scheme:
         """What `to_dict` gave."""
-        return cls(**found)
+        return cls(**arguments(found, cls, "the plan"))
 
     def changed(self, **changes: Any) -> Scheme:
         """The scheme with some settings changed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -15,7 +16,7 @@ from transformers import PreTrainedModel
 from interp.efficiency.counting import shape_ledger
 from interp.efficiency.deployment import deployment
 from interp.efficiency.ledger import Ledger
-from interp.efficiency.plan import Plan, Undo
+from interp.efficiency.plan import Plan, Undo, fit
 from interp.efficiency.quantization.building import Source, built
 from interp.efficiency.quantization.calibration import gptq_codes
 from interp.efficiency.quantization.codes import Codes, Scheme
@@ -60,6 +61,13 @@ class QuantPlan(Plan):
     kind: ClassVar[str] = "quantization"
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        for index in range(len(self.schemes)):
+            self.scheme(index)
+        for name, _ in self.layers:
+            if name != HEAD and not re.fullmatch(r"layers\.\d{1,9}\..+", name):
+                raise UsageError(f"{name!r} names no layer; layers are named {HEAD} or layers.0.mlp.down_proj")
+        fit(self.layers, self.schemes, sizes=self.sizes, values=self.values, errors=self.errors)
         object.__setattr__(self, "_built", {})
 
     @property

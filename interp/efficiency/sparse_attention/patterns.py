@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from interp.checking import arguments, checked
 from interp.efficiency.sparse_attention.blocks import BlockList, causal_blocks
 from interp.errors import unknown_name
 
@@ -155,13 +156,19 @@ class Dense(Pattern):
 
 
 def pattern(settings: dict[str, Any]) -> Pattern:
-    """The pattern that a table of settings is of."""
-    name = settings["pattern"]
+    """The pattern that a table of settings is of.
+
+    Raises:
+        UsageError: An unknown pattern.
+        InterpError: Settings that it does not have.
+    """
+    name = checked(settings, "pattern", str, "the plan")
     if name not in PATTERNS:
         raise unknown_name("pattern", name, PATTERNS)
     module, _, made = PATTERNS[name].partition(":")
     found = getattr(importlib.import_module(f"interp.efficiency.sparse_attention.{module}"), made)
-    return found(**{key: value for key, value in settings.items() if key != "pattern"})
+    options = {key: value for key, value in settings.items() if key != "pattern"}
+    return found(**arguments(options, found, "the plan", least=0))
 
 
 def pooled(x: Float[Tensor, "head token d"], block: int, first: int = 0) -> Float[Tensor, "head block d"]:

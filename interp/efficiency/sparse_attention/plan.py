@@ -13,7 +13,7 @@ from interp.efficiency.counting import count
 from interp.efficiency.kv_cache.geometry import Geometry, geometry
 from interp.efficiency.kv_cache.running import CachedForward
 from interp.efficiency.ledger import Amount, Ledger
-from interp.efficiency.plan import Plan, Undo
+from interp.efficiency.plan import Plan, Undo, fit
 from interp.efficiency.sparse_attention.patterns import DENSE, pattern
 from interp.efficiency.sparse_attention.running import SparseForward, in_one_go
 from interp.errors import UsageError
@@ -53,6 +53,17 @@ class PrefillPlan(Plan):
     scores: tuple[float, ...] = ()
 
     kind: ClassVar[str] = "sparse_attention"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for rule in self.rules:
+            pattern(rule)
+        fit(self.heads, self.rules, densities=self.densities, scores=self.scores)
+        if self.block < 1 or self.length < 1 or len(self.densities) < len(self.heads) or self.backend not in BACKENDS:
+            raise UsageError(
+                f"a plan for prompts of {self.length} tokens in blocks of {self.block} with {len(self.densities)} "
+                f"densities on the backend {self.backend!r} makes no sense; the backends are {', '.join(BACKENDS)}"
+            )
 
     @property
     def dense(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.checking import checked, typed
 from interp.errors import UsageError
 
 __all__ = ["Batches", "Shards"]
@@ -123,10 +124,11 @@ class Batches(Iterator[Any]):
         Raises:
             UsageError: the state is of batches of another store or of other settings.
         """
+        state = typed(state, dict, "the state of the batches")
         for name, mine in self._settings.items():
             if state.get(name) != mine:
                 raise UsageError(f"the state is of batches with {name} {state.get(name)!r}, here it is {mine!r}")
-        self.given = int(state["given"])
+        self.given = checked(state, "given", int, "the state of the batches", least=0)
 
     def _enter(self, given: int) -> int:
         """Loads the shards that the next activation is in, and says which one of their mixture it is."""

@@ -138,7 +138,11 @@ def _to_disk(
             before, done = files.read_manifest(folder)
             _same(before, manifest, folder)
             manifest = before  # its batches too, as a product of another shape can differ in the last digit
-        todo = [n for n in range(len(parts_of_rows)) if n >= len(done) or files.damage(folder, done[n], whole=True)]
+        todo = [
+            n
+            for n in range(len(parts_of_rows))
+            if n >= len(done) or files.damage(folder, done[n], manifest["places"], whole=True)
+        ]
         one_pass = _pass(parts, places, rows, manifest)
         if todo:
             _enough_room(rows, [parts_of_rows[n] for n in todo], manifest, folder)

@@ -20,7 +20,9 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from interp.errors import InterpError, UsageError
+from interp.checking import arguments, checked, damaged, inside, read_json, tensor_shapes
+from interp.errors import InterpError
+from interp.features.place import Place
 from interp.results.files import replacing
 
 __all__ = [
@@ -83,21 +85,44 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Shard]]:
         InterpError: there is none, or it is damaged or of another version.
     """
     path = folder / MANIFEST
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        if manifest["format"] != FORMAT:
-            raise InterpError(f"{path} is of the format {manifest['format']!r}, this version reads {FORMAT!r}")
-        return manifest, [Shard(**entry) for entry in manifest.pop("shards")]
-    except FileNotFoundError as error:
-        raise InterpError(f"{folder} holds no store of activations: there is no {MANIFEST} in it") from error
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UsageError):
-            raise
-        raise InterpError(f"{path} is damaged or no manifest of activations: {error}") from error
+    if not path.is_file():
+        raise InterpError(f"{folder} holds no store of activations: there is no {MANIFEST} in it")
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise InterpError(f"{path} is of the format {manifest.get('format')!r}, this version reads {FORMAT!r}")
+    for name in ("model", "fingerprint"):
+        checked(manifest, name, str, path)
+    for name in ("n_tokens", "n_shards", "batch_tokens"):
+        checked(manifest, name, int, path, least=1)
+    corpus = checked(manifest, "corpus", dict, path)
+    for name in ("source", "sha256"):
+        checked(corpus, name, str, path)
+    places = checked(manifest, "places", dict[str, dict], path)
+    for name, place in places.items():
+        Place.parse(name)
+        checked(place, "width", int, path, least=1)
+    checked(manifest, "settings", dict, path)
+    shards = []
+    for entry in checked(manifest, "shards", list[dict], path):
+        shard = Shard(**arguments(entry, Shard, path))
+        checked(entry, "tokens", int, path, least=1)
+        inside(folder, shard.file, path)
+        if set(shard.norms) != set(places):
+            raise damaged(path, f"{shard.file} has norms of other places than {', '.join(places)}")
+        shards.append(shard)
+    del manifest["shards"]
+    return manifest, shards
 
 
-def damage(folder: Path, shard: Shard, whole: bool) -> str | None:
-    """What is wrong with a shard's file, or None; only with `whole` is it read through."""
+def damage(folder: Path, shard: Shard, places: Mapping[str, Any], whole: bool) -> str | None:
+    """What is wrong with a shard's file, or None; only with `whole` is it read through.
+
+    Args:
+        folder: the store's.
+        shard: what its manifest says of the file.
+        places: what its manifest says of the places.
+        whole: compare the digest, not only the size and the header.
+    """
     path = folder / shard.file
     try:
         size = path.stat().st_size
@@ -105,8 +130,15 @@ def damage(folder: Path, shard: Shard, whole: bool) -> str | None:
             return f"{path} is cut short: it has {size:,} bytes, the manifest says {shard.bytes:,}"
         if whole and _digest(path) != shard.sha256:
             return f"{path} is corrupted: its SHA-256 is not the manifest's"
+        found = tensor_shapes(path)
     except OSError as error:
         return f"{path} can't be read: {error.strerror or error}"
+    except InterpError as error:
+        return str(error)
+    needed = {name: (shard.tokens, place["width"]) for name, place in places.items()}
+    for name, shape in {**needed, "row": (shard.tokens,), "position": (shard.tokens,)}.items():
+        if found.get(name) != shape:
+            return f"{path} is damaged: {name} has the shape {found.get(name)}, the manifest says {shape}"
     return None
 
 
@@ -120,8 +152,8 @@ def load(folder: Path, shard: Shard, names: Iterable[str]) -> dict[str, Tensor]:
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in names}
-    except (OSError, safetensors.SafetensorError) as error:
-        raise InterpError(f"{path} can't be read: {error}") from error
+    except Exception as error:  # the library's own error, or whichever one torch has for a shape
+        raise damaged(path, str(error)) from error
 
 
 @contextmanager

@@ -59,12 +59,13 @@ class ActivationStore(Activations):
                 f"the harvest into {folder} stopped after {len(shards)} of {manifest['n_shards']} shards; call harvest "
                 "again with the same arguments to go on, or open it with incomplete=True"
             )
-        bad = [found for shard in shards if (found := files.damage(folder, shard, whole=skip_corrupted))]
+        places = manifest["places"]
+        bad = [found for shard in shards if (found := files.damage(folder, shard, places, whole=skip_corrupted))]
         if bad and not skip_corrupted:
             raise InterpError(f"{bad[0]}; {_REPAIR}")
         if bad:
             warnings.warn(f"left out {len(bad)} of {len(shards)} shards: {'; '.join(bad)}", stacklevel=2)
-            shards = [shard for shard in shards if not files.damage(folder, shard, whole=True)]
+            shards = [shard for shard in shards if not files.damage(folder, shard, places, whole=True)]
         if not shards:
             raise InterpError(f"{folder} holds no shard that can be read; harvest again")
         return cls(folder, manifest, shards)
@@ -72,7 +73,7 @@ class ActivationStore(Activations):
     def load(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         shard = self.shards[number]
         if number not in self._sound:
-            if found := files.damage(self.folder, shard, whole=True):
+            if found := files.damage(self.folder, shard, self.manifest["places"], whole=True):
                 raise InterpError(f"{found}; {_REPAIR}")
             self._sound.add(number)
         return files.load(self.folder, shard, names)

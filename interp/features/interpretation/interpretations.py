@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.checking import arguments, checked, damaged, read_json
 from interp.errors import InterpError, UsageError
 from interp.results.files import write_text
 
@@ -131,17 +132,19 @@ class Interpretations:
         Raises:
             InterpError: No such file, of another version, or damaged.
         """
-        try:
-            said = json.loads(Path(path).read_text(encoding="utf-8"))
-            if said["format"] != FORMAT:
-                raise InterpError(f"{path} is of the format {said['format']!r}, this version reads {FORMAT!r}")
-            return cls(tuple(_row(entry) for entry in said["features"]), said["about"])
-        except InterpError:
-            raise
-        except FileNotFoundError as error:
-            raise InterpError(f"there are no explanations at {path}") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InterpError(f"{path} is damaged or holds no explanations: {error}") from error
+        if not Path(path).is_file():
+            raise InterpError(f"there are no explanations at {os.fspath(path)}")
+        said = read_json(path)
+        if said.get("format") != FORMAT:
+            raise InterpError(f"{path} is of the format {said.get('format')!r}, this version reads {FORMAT!r}")
+        about = checked(said, "about", dict, path)
+        for name in ("reads", "model"):
+            checked(about, name, str, path)
+        checked(about, "chance", dict[str, float], path)
+        rows = tuple(_row(entry, path) for entry in checked(said, "features", list[dict], path))
+        if len({row.feature for row in rows}) < len(rows):
+            raise damaged(path, "it explains a feature twice")
+        return cls(rows, about)
 
     def summary(self) -> str:
         """What was found, in a sentence or two."""
@@ -180,13 +183,13 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _row(entry: dict[str, Any]) -> Interpretation:
-    def numbers(scores: Mapping[str, Any]) -> dict[str, float]:
-        return {name: math.nan if value is None else float(value) for name, value in scores.items()}
+def _row(entry: dict[str, Any], path: str | os.PathLike[str]) -> Interpretation:
+    def numbers(record: Mapping[str, Any], name: str) -> dict[str, float]:
+        found = checked(record, name, dict[str, float | None], path)
+        return {score: math.nan if value is None else float(value) for score, value in found.items()}
 
-    random = dict(entry["random"])
+    random = dict(checked(entry, "random", dict, path))
     if "scores" in random:
-        random["scores"] = numbers(random["scores"])
-    return Interpretation(
-        **{**entry, "scores": numbers(entry["scores"]), "shuffled": numbers(entry["shuffled"]), "random": random}
-    )
+        random["scores"] = numbers(random, "scores")
+    whole = {**entry, "random": random, **{name: numbers(entry, name) for name in ("scores", "shuffled")}}
+    return Interpretation(**arguments(whole, Interpretation, path))

@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Float64, Int64
 
+from interp.checking import checked, damaged, read_json
 from interp.errors import InterpError, UsageError
 from interp.results.files import replacing, write_text
 
@@ -178,20 +179,34 @@ class FeatureReadings:
             InterpError: No readings, of another version, or damaged.
         """
         folder = Path(directory)
+        path, tensors = folder / ABOUT, folder / TENSORS
+        for one in (path, tensors):
+            if not one.is_file():
+                raise InterpError(f"{folder} holds no readings of features: {one.name} is missing")
+        said = read_json(path)
+        if said.get("format") != FORMAT:
+            raise InterpError(f"{path} is of the format {said.get('format')!r}, this version reads {FORMAT}")
+        data = tensors.read_bytes()
+        if hashlib.sha256(data).hexdigest() != checked(said, "sha256", str, path):
+            raise InterpError(f"{tensors} is damaged or not of {ABOUT}: its SHA-256 differs; read again")
         try:
-            said = json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-            data = (folder / TENSORS).read_bytes()
-            if said["format"] != FORMAT:
-                raise InterpError(f"{folder / ABOUT} is of the format {said['format']!r}, this version reads {FORMAT}")
-            if hashlib.sha256(data).hexdigest() != said["sha256"]:
-                raise InterpError(f"{folder / TENSORS} is damaged or not of {ABOUT}: its SHA-256 differs; read again")
             arrays = safetensors.numpy.load(data)
-            strings = {int(key): text for key, text in said["strings"].items()}
-            return cls(arrays.pop("features"), said["about"], strings, arrays)
-        except FileNotFoundError as error:
-            raise InterpError(f"{folder} holds no readings of features: {error.filename} is missing") from error
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, safetensors.SafetensorError) as error:
-            raise InterpError(f"{folder / ABOUT} is damaged or no readings of features: {error}") from error
+        except Exception as error:  # the library's own error, or whichever one numpy has for a shape
+            raise damaged(tensors, str(error)) from None
+        about = checked(said, "about", dict, path)
+        for name in ("model", "fingerprint", "reads", "writes"):
+            checked(about, name, str, path)
+        for name in ("n_tokens", "d_sae"):
+            checked(about, name, int, path, least=1)
+        if "features" not in arrays or "sample.index" not in arrays:
+            raise damaged(tensors, "it lacks arrays that readings have")
+        checked(about, "quantiles", int, path, among=[arrays["sample.index"].shape[1]])
+        texts = checked(said, "strings", dict[str, str], path)
+        strings = {int(key): text for key, text in texts.items() if key.isdecimal() and len(key) < 10}
+        used = [arrays[name].ravel() for name in ("effects.ids", "top.tokens", "sample.tokens") if name in arrays]
+        if missing := {int(one) for some in used for one in np.unique(some[some >= 0])} - set(strings):
+            raise damaged(path, f"its strings lack the text of the token {min(missing)}")
+        return cls(arrays.pop("features"), about, strings, arrays)
 
     def summary(self) -> str:
         """What was read, in a sentence."""

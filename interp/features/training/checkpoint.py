@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
+from interp.checking import arguments, checked, parsed, read_tensors, typed
 from interp.errors import InterpError, UsageError
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.training.settings import TrainSettings
@@ -23,6 +24,7 @@ __all__ = ["VERSION", "Checkpoint", "check_length", "read_checkpoint", "write_ch
 VERSION = 1
 """Of the layout of the file."""
 
+_FIX = "delete it to start anew"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -104,22 +106,25 @@ def read_checkpoint(
         UsageError: The checkpoint is of another version, architecture, size or with other settings.
         InterpError: The file is damaged.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-            _check(path, about, dictionary, settings)
-            check(_where(about))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InterpError(f"the checkpoint {path} is damaged ({error}); delete it to start anew") from error
-    dictionary.load_state_dict({n.removeprefix("weights."): t for n, t in tensors.items() if n.startswith("weights.")})
+    about, tensors = _read(path)
+    _check(path, about, dictionary, settings)
+    where = _where(about, path)
+    check(where)
+    needed = {f"weights.{name}": tensor for name, tensor in dictionary.state_dict().items()} | {"idle": idle}
+    for name, parameter in dictionary.named_parameters():
+        if any(f"{moment}.{name}" in tensors for moment in _MOMENTS):
+            needed |= {f"{moment}.{name}": parameter for moment in _MOMENTS}
+    for name, tensor in needed.items():
+        if name not in tensors or tensors[name].shape != tensor.shape:
+            raise InterpError(f"the checkpoint {path} is damaged (its {name} does not fit); {_FIX}")
+    dictionary.load_state_dict({name: tensors[f"weights.{name}"] for name in dictionary.state_dict()})
     for name, parameter in dictionary.named_parameters():
         if f"exp_avg.{name}" in tensors:
             state = {"step": torch.tensor(float(about["step"]), device=_of_step(optimizer, parameter))}
             state |= {m: torch.empty_like(parameter).copy_(tensors[f"{m}.{name}"]) for m in _MOMENTS}
             optimizer.state[parameter] = state
     idle.copy_(tensors["idle"])
-    return _where(about)
+    return where
 
 
 def check_length(path: Path, tokens: int, batch: int, settings: TrainSettings) -> None:
@@ -131,17 +136,25 @@ def check_length(path: Path, tokens: int, batch: int, settings: TrainSettings) -
     """
     if not path.exists():
         return
-    try:
-        with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-    except (SafetensorError, OSError, json.JSONDecodeError) as error:
-        raise InterpError(f"the checkpoint {path} is damaged ({error}); delete it to start anew") from error
+    about = _read(path, only=())[0]
     if about.get("version") == VERSION:
-        _where(about).check_length(path, -(-tokens // batch), settings)
+        _where(about, path).check_length(path, -(-tokens // batch), settings)
 
 
-def _where(about: dict[str, Any]) -> Checkpoint:
-    return Checkpoint(**{name: about[name] for name in Checkpoint.__dataclass_fields__ if name in about})
+def _read(path: Path, only: tuple[str, ...] | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What a checkpoint says of itself, and its tensors, or some of them."""
+    try:
+        tensors, header = read_tensors(path, only=only)
+        return typed(parsed(header.get("checkpoint", "{}"), path), dict, path), tensors
+    except InterpError as error:
+        raise InterpError(f"the checkpoint {path} is damaged ({error}); {_FIX}") from error
+
+
+def _where(about: dict[str, Any], path: Path) -> Checkpoint:
+    known = {name: about[name] for name in Checkpoint.__dataclass_fields__ if name in about}
+    for name in ("step", "tokens", "total_steps"):
+        checked(known, name, int, path, least=0)
+    return Checkpoint(**arguments(known, Checkpoint, path))
 
 
 def _of_step(optimizer: torch.optim.Optimizer, parameter: Tensor) -> torch.device:
@@ -156,9 +169,9 @@ def _check(path: Path, about: dict[str, Any], dictionary: Dictionary, settings: 
             f"delete it or train into another directory"
         )
     pairs = {
-        "architecture": (about["architecture"], dictionary.architecture),
-        **_pairs(about["dictionary"], dictionary.settings()),
-        **_pairs(about["settings"], settings),
+        "architecture": (about.get("architecture"), dictionary.architecture),
+        **_pairs(checked(about, "dictionary", dict, path), dictionary.settings()),
+        **_pairs(checked(about, "settings", dict, path), settings),
     }
     for name, (there, here) in pairs.items():
         if there != here:

@@ -90,12 +90,12 @@ def append_line(path: Path, line: dict[str, Any]) -> None:
 def lines_until(path: Path, step: int) -> list[dict[str, Any]]:
     """The lines of a JSONL file up to a step; those after it, written before a kill, are removed from the file."""
     lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
             line = json.loads(text)
-        except json.JSONDecodeError:  # the line that a kill cut off
+        except ValueError:  # the line that a kill cut off
             break
-        if line["step"] > step:
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int) or line["step"] > step:
             break
         lines.append(line)
     write_text(path, "".join(json.dumps(line) + "\n" for line in lines))

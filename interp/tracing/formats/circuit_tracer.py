@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from interp.checking import checked, damaged, read_json
 from interp.engine.identity import versions
 from interp.errors import InterpError, UsageError
 from interp.results.files import write_text
@@ -34,7 +35,11 @@ _TYPES = {
 }  # fmt: skip
 _DIFFERENCES = 1_000_000
 """Number of the first target that is no single token, above all vocabularies."""
-_OURS = ("value", "bias", "weight", "influence", "expanded", "label")
+_OURS = {
+    "name": str, "feature": int, "value": float, "bias": float, "weight": float, "influence": float, "expanded": bool,
+    "label": str,
+}  # fmt: skip
+"""What is said of a node in the extra field."""
 
 
 def write(
@@ -117,32 +122,27 @@ def read(path: str | os.PathLike[str]) -> AttributionGraph:
         InterpError: the file is missing, no such graph, of another version, or two of its nodes have one id, as
             old versions of circuit-tracer wrote them.
     """
-    try:
-        held = json.loads(Path(path).read_text(encoding="utf-8"))
-        metadata, nodes, links = held["metadata"], held["nodes"], held["links"]
-        version = metadata.get("schema_version") or 1
-        if version != 1:
-            raise InterpError(f"{os.fspath(path)} is of schema_version {version!r}, and this program reads 1")
-        ours = metadata.get("interp") or {}
-        if ours and ours.get("format") != FORMAT:
+    held = read_json(path)
+    metadata = checked(held, "metadata", dict, path)
+    version = metadata.get("schema_version") or 1
+    if version != 1:
+        raise InterpError(f"{os.fspath(path)} is of schema_version {version!r}, and this program reads 1")
+    ours = checked(metadata, "interp", dict | None, path, default=None) or {}
+    if ours and ours.get("format") != FORMAT:
+        raise InterpError(f"{os.fspath(path)} was written as {ours.get('format')!r}, and this program reads {FORMAT!r}")
+    rows: dict[str, dict[str, Any]] = {}
+    for node in checked(held, "nodes", list[dict], path):
+        name = checked(node, "node_id", str, path)
+        if name in rows:
             raise InterpError(
-                f"{os.fspath(path)} was written as {ours.get('format')!r}, and this program reads {FORMAT!r}"
+                f"{os.fspath(path)} has two nodes with the id {name!r} (circuit-tracer before 0.5 gave error nodes ids "
+                "of features of layer 0), so that their edges can't be told apart; write it anew"
             )
-        rows = {}
-        for node in nodes:
-            if node["node_id"] in rows:
-                raise InterpError(
-                    f"{os.fspath(path)} has two nodes with the id {node['node_id']!r} (circuit-tracer before 0.5 gave "
-                    "error nodes ids of features of layer 0), so that their edges can't be told apart; write it anew"
-                )
-            rows[node["node_id"]] = _row(node)
-        return _graph(metadata, ours, rows, links)
-    except FileNotFoundError as error:
-        raise InterpError(f"there is no file {os.fspath(path)}") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        if isinstance(error, InterpError):
-            raise
-        raise InterpError(f"{os.fspath(path)} is no graph in circuit-tracer's JSON: {error!r}") from error
+        rows[name] = _row(node, path)
+    try:
+        return _graph(metadata, ours, rows, checked(held, "links", list[dict], path), path)
+    except UsageError as error:
+        raise damaged(path, str(error)) from None
 
 
 def cantor(x: int, y: int) -> int:
@@ -201,23 +201,28 @@ def _node(graph: AttributionGraph, row: pd.Series, name: str, rank: float) -> di
     }
     if kind == "feature" and row["label"] != f"{layer}.{number}":
         node["clerp"] = str(row["label"])
-    ours = {key: row[key].item() if hasattr(row[key], "item") else row[key] for key in _OURS}
-    return {**node, "interp": {"name": str(row.name), "feature": int(row["feature"]), **ours}}
+    own = {"name": str(row.name), **row}
+    ours = {key: own[key].item() if hasattr(own[key], "item") else own[key] for key in _OURS}
+    return {**node, "interp": ours}
 
 
-def _row(node: Mapping[str, Any]) -> dict[str, Any]:
+def _row(node: Mapping[str, Any], path: str | os.PathLike[str]) -> dict[str, Any]:
     """A row of the table of nodes."""
     kinds = {text: kind for kind, text in _TYPES.items()}
-    if node["feature_type"] not in kinds:
-        raise InterpError(f"the node {node['node_id']!r} is of the unknown type {node['feature_type']!r}")
-    kind, position = kinds[node["feature_type"]], int(node["ctx_idx"])
-    ours = node.get("interp") or {}
-    layer = -1 if kind == "token" else int(node["layer"]) - (kind == "logit")
-    number = int(str(node["node_id"]).split("_")[1])
-    if kind == "feature" and cantor(layer, number) != node["feature"]:
-        number = uncantor(int(node["feature"]))[1]
-    feature = int(ours.get("feature", -1 if kind == "error" else number))
-    activation = {"feature": node.get("activation"), "logit": node.get("token_prob")}.get(kind)
+    kind = kinds[checked(node, "feature_type", str, path, among=kinds)]
+    position = checked(node, "ctx_idx", int, path, least=0)
+    ours = checked(node, "interp", dict | None, path, default=None) or {}
+    layer = -1 if kind == "token" else _whole(checked(node, "layer", str | int, path), path) - (kind == "logit")
+    number = _whole((*node["node_id"].split("_"), "")[1], path)
+    code = checked(node, "feature", int, path, least=0) if kind == "feature" else None
+    if code is not None and cantor(layer, number) != code:
+        number = uncantor(code)[1]
+    feature = checked(ours, "feature", int, path, default=-1 if kind == "error" else number)
+    probability = checked(node, "token_prob", float | None, path, default=None)
+    activation = {"feature": checked(node, "activation", float | None, path, default=None), "logit": probability}.get(
+        kind
+    )
+    clerp = checked(node, "clerp", str | None, path, default=None) or ""
     names = {
         "token": f"token@{position}",
         "error": f"error.{layer}@{position}",
@@ -227,10 +232,17 @@ def _row(node: Mapping[str, Any]) -> dict[str, Any]:
     row = {
         "name": names[kind], "kind": kind, "layer": layer, "position": position, "feature": feature,
         "activation": 1.0 if activation is None else float(activation), "value": 0.0, "bias": 0.0,
-        "weight": float(node.get("token_prob") or 0.0) if kind == "logit" else 0.0, "influence": 0.0,
-        "expanded": kind in ("feature", "logit"), "label": _label(kind, layer, feature, str(node.get("clerp") or "")),
+        "weight": float(probability or 0.0) if kind == "logit" else 0.0, "influence": 0.0,
+        "expanded": kind in ("feature", "logit"), "label": _label(kind, layer, feature, clerp),
     }  # fmt: skip
-    return {**row, **ours}
+    return row | {name: checked(ours, name, hint, path) for name, hint in _OURS.items() if ours}
+
+
+def _whole(text: str | int, path: str | os.PathLike[str]) -> int:
+    """A number that stands in an id."""
+    if not re.fullmatch(r"-?\d{1,9}", str(text)):
+        raise damaged(path, f"it has the number {str(text)[:40]!r} in an id or as a layer")
+    return int(text)
 
 
 def _label(kind: str, layer: int, feature: int, clerp: str) -> str:
@@ -246,17 +258,24 @@ def _graph(
     ours: Mapping[str, Any],
     rows: Mapping[str, dict[str, Any]],
     links: Sequence[Mapping[str, Any]],
+    path: str | os.PathLike[str],
 ) -> AttributionGraph:
     table = pd.DataFrame(list(rows.values()), columns=["name", *COLUMNS]).set_index("name").rename_axis("node")
     table = table.astype(COLUMNS)
     ids = {name: row for row, name in enumerate(rows)}
-    targets, sources = (np.array([ids[link[end]] for link in links], np.int64) for end in ("target", "source"))
-    weights = np.array([link["weight"] for link in links], np.float32)
-    words = tuple(map(str, metadata["prompt_tokens"]))
+    targets, sources = (
+        np.array([ids[checked(link, end, str, path, among=ids)] for link in links], np.int64)
+        for end in ("target", "source")
+    )
+    weights = np.array([checked(link, "weight", float, path) for link in links], np.float32)
+    prompt, words = checked(metadata, "prompt", str, path), tuple(checked(metadata, "prompt_tokens", list[str], path))
+    if not all(np.isfinite(values).all() for values in (weights, table.select_dtypes(float).to_numpy())):
+        raise damaged(path, "it has values that are not finite")
     if ours:
-        return AttributionGraph(
-            metadata["prompt"], tuple(ours["tokens"]), words, table, targets, sources, weights, dict(ours["about"])
-        )
+        tokens, about = checked(ours, "tokens", list[int], path), checked(ours, "about", dict, path)
+        return AttributionGraph(prompt, tuple(tokens), words, table, targets, sources, weights, about)
+    if len(table) and table["position"].max() >= len(words):
+        raise damaged(path, f"a node stands outside the {len(words)} tokens")
     kinds = table["kind"].map({"token": 0, "feature": 1, "error": 2, "logit": 3})
     order = np.lexsort((table["position"], kinds, table["layer"]))
     new = np.empty(len(order), np.int64)
@@ -272,6 +291,6 @@ def _graph(
     if metadata.get("node_threshold") is not None:
         about["pruned"] = {"nodes": metadata["node_threshold"]}
     tokens = tuple(int(read.get(position, -1)) for position in range(len(words)))
-    graph = AttributionGraph(str(metadata["prompt"]), tokens, words, table, targets, sources, weights, about)
+    graph = AttributionGraph(prompt, tokens, words, table, targets, sources, weights, about)
     table["influence"] = influence(normalised(graph.matrix()), table["weight"].to_numpy())
     return graph
