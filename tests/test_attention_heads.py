@@ -36,6 +36,13 @@ def test_the_heads_of_a_hand_wired_model_are_found(of_toy):
     assert float(of_toy.kind("copying")[1, 0]) == pytest.approx(1)
 
 
+def test_a_head_that_makes_what_it_attends_to_less_likely_copies_less_than_not_at_all():
+    model = interp.load("toy-induction")
+    with torch.no_grad():
+        model.blocks[1].attn.o.original_component.weight.neg_()
+    assert float(heads(model, ["copying"]).kind("copying")[1, 0]) == pytest.approx(-1)
+
+
 def test_heads_that_look_everywhere_alike_are_of_no_kind(of_toy):
     for kind in ("previous_token", "induction", "duplicate_token", "current_token", "first_token"):
         for head in ((0, 1), (1, 1)):

@@ -236,6 +236,19 @@ class TestInvariants:
         assert loaded.heads == a.heads
         assert loaded.settings == a.settings
 
+    def test_an_interval_is_as_wide_as_the_samples_say(self):
+        from interp.attention.retrieval.answers import Answer
+        from interp.attention.retrieval.score import _head_evidence
+
+        draw, sample = np.random.default_rng(0), NeedleSample((5, 6, 7, 8), (1, 3))
+        given = [Answer(sample, (6, 7), "", np.array([[[1 + draw.integers(2)]], [[2]]]), 1.0) for _ in range(400)]
+        each = np.array([float(answer.score[0, 0]) for answer in given])
+        found = _head_evidence(given, seed=0)
+        error = 1.96 * each.std() / 400**0.5
+        assert float(found["scores"][0, 0]) == pytest.approx(each.mean())
+        assert float(found["low"][0, 0]) == pytest.approx(each.mean() - error, abs=0.15 * error)
+        assert float(found["high"][0, 0]) == pytest.approx(each.mean() + error, abs=0.15 * error)
+
     def test_a_model_without_tokenizer_takes_samples_of_tokens(self):
         model = interp.load("toy-induction")
         model.tokenizer = None

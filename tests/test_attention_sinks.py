@@ -218,6 +218,14 @@ def test_the_order_of_texts_the_batches_and_the_pieces_of_a_pattern_do_not_matte
         assert torch.allclose(getattr(whole, name), getattr(pieces, name), atol=1e-5)
 
 
+def test_massive_activations_know_their_text_however_texts_are_batched(monkeypatch):
+    whole = census(_with_massive(5), _tokens())
+    assert sorted(set(whole.massive[:, 1].tolist())) == list(range(len(_tokens())))
+    monkeypatch.setattr(import_module("interp.attention.sinks.census"), "_TOKENS_AT_ONCE", 24)
+    pieces = census(_with_massive(5), _tokens())
+    assert sorted(map(tuple, pieces.massive.tolist())) == sorted(map(tuple, whole.massive.tolist()))
+
+
 def test_the_signs_of_extreme_tokens_are_means_of_what_the_model_holds():
     model, tokens = tiny("llama"), _tokens(2, 12)
     found = extreme_tokens(model, tokens)

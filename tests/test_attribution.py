@@ -107,6 +107,22 @@ def test_integrated_gradients_along_inputs_are_complete(family):
     assert abs(float(plain.sum()) - gap) > 0.05 * abs(gap)
 
 
+def test_integrated_gradients_are_taken_at_midpoints():
+    model, task = tiny("llama"), random_task(n=2)
+    embed = model.original_model.get_input_embeddings()
+    start, end = (embed(tokens).detach() for tokens in (task.corrupted, task.clean))
+
+    def slope(fraction):
+        at = (start + fraction * (end - start)).requires_grad_()
+        (back,) = torch.autograd.grad(task.per_example(model.original_model(inputs_embeds=at).logits).sum(), at)
+        return ((end - start) * back).sum(-1)
+
+    scores = attribution(model, task, "resid_pre", True, layers=[0], steps=2, per_example=True)
+    expected = (slope(0.25) + slope(0.75)) / 2
+    np.testing.assert_allclose(scores.sel(layer=0).transpose("example", ...), expected, atol=1e-4)
+    assert (slope(0.0) + slope(0.5) - 2 * expected).abs().max() > 1e-2
+
+
 def test_integrated_gradients_along_activations_are_complete_for_a_layer():
     model, task = tiny("llama"), random_task(n=2)
     scores = attribution(model, task, "resid_pre", steps=200, along="activations")

@@ -239,6 +239,12 @@ def test_a_random_plan_does_not_look_at_the_finding_and_the_inverted_one_looks_t
     assert one.inverted_plan(model).decided() != other.inverted_plan(model).decided()
 
 
+def test_gptqs_control_is_calibrated_on_random_tokens_instead_of_a_text(model):
+    method = made("gptq", model, source=TOKENS)
+    assert set(method.plan(model).calibration) <= {tuple(row[:20]) for row in TOKENS.tolist()}
+    assert not set(method.random_plan(model).calibration) & set(method.plan(model).calibration)
+
+
 class TestComposed:
     def test_its_control_is_its_parts_controls_composed_and_what_has_none_stays(self, model, tmp_path):
         (retrieval, kept), (_, rounded) = plans("retrieval", model), plans("rtn", model)

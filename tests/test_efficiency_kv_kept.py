@@ -12,6 +12,7 @@ from interp.efficiency import deploy
 from interp.efficiency.kv_cache import ActQKVCache, CItruSCache, FullCache
 from interp.efficiency.kv_cache.actqkv import ProbeQuery, probe_query
 from interp.efficiency.kv_cache.attention import Step
+from interp.efficiency.kv_cache.quantized_store import Quantized
 from interp.efficiency.kv_cache.top import View
 
 INSTRUCTION = [5, 6, 7]
@@ -102,3 +103,22 @@ def test_actqkv_keeps_what_its_probes_attend_to(model):
         scores[:2] = torch.inf
         best = scores.topk(n - 8).indices.sort().values
         close(kept[0, head], keys[0, head, [*best.tolist(), *range(LENGTH - 8, LENGTH)]])
+
+
+def test_a_large_channel_of_keys_and_a_large_token_of_values_spoil_nothing_but_themselves():
+    """Keys have their scales by channel, values by token."""
+    keys, values = draw(1, 2, 24, 6, seed=1), draw(1, 2, 24, 8, seed=2)
+    large_keys, large_values = keys.clone(), values.clone()
+    large_keys[..., 3] *= 1000
+    large_values[:, :, 5] *= 1000
+    error = {}
+    for name, k, v in (("plain", keys, values), ("large", large_keys, large_values)):
+        held = Quantized(bits=4, group=8, sinks=0, residual=0)
+        held.step(draw(1, 2, 24, 6, seed=3), k, v[..., :6], Step(0.4))
+        found = held.decoded()
+        error[name] = (found[0] - k).abs(), (found[1] - v[..., :6]).abs()
+    channels = [channel for channel in range(6) if channel != 3]
+    tokens = [token for token in range(24) if token != 5]
+    close(error["large"][0][..., channels], error["plain"][0][..., channels])
+    close(error["large"][1][:, :, tokens], error["plain"][1][:, :, tokens])
+    assert error["plain"][0].max() < 0.5

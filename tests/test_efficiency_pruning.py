@@ -385,7 +385,7 @@ def test_the_planted_neurons_and_blocks_are_the_ones_kept(model):
         assert len(anatomy(model).mlp(0).neurons) == 5
     assert BlockPruning(layers=layers_of(model, [0.3, 0.1, 0.2]), budget=0.67).plan(model).blocks == (1,)
     assert BlockPruning(by="depth", budget=0.67).plan(model).blocks == (1,)
-    runs = np.array([[0.5, 0.4, 0.6], [0.2, 0.1, np.nan], [0.3, np.nan, np.nan]])
+    runs = np.array([[0.1, 0.4, 0.6], [0.2, 0.1, np.nan], [0.3, np.nan, np.nan]])
     layers = layers_of(model, [0.1, 0.3, 0.3], runs)
     assert BlockPruning(layers=layers, by="distance", budget=0.34).plan(model).blocks == (1, 2)
     assert BlockPruning(layers=layers, by="distance", budget=0.34).inverted_plan(model).blocks == (0, 1)

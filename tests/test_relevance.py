@@ -67,6 +67,25 @@ def test_absolute_scores_bound_the_signed_ones_and_calls_repeat():
     assert np.array_equal(signed.scores, first.evidence["effect"])
 
 
+def test_relevance_is_activation_times_what_flows_back_added_up_with_signs_or_without():
+    original = hugging_face_model("llama")
+    seen, hooks = [], []
+    for block in original.model.layers:
+        hooks.append(block.mlp.down_proj.register_forward_pre_hook(lambda _, given: seen.append(given[0])))
+    total = torch.zeros(2, 3, 48)
+    for text in TOKENS:
+        seen.clear()
+        logits = original(text[None]).logits[0, :-1]
+        flows = torch.autograd.grad(torch.nn.functional.cross_entropy(logits, text[1:]), seen)
+        each = torch.stack([-(x * flow)[0] for x, flow in zip(seen, flows, strict=True)]).detach()
+        total += torch.stack([each.sum(1), each.abs().sum(1)]) / len(TOKENS)
+    for hook in hooks:
+        hook.remove()
+    found = neuron_relevance(boot(original), TOKENS, "gradient", n=len(TOKENS), length=TOKENS.shape[1])
+    np.testing.assert_allclose(found.evidence["effect"], total[0], atol=1e-5)
+    np.testing.assert_allclose(found.scores, total[1], atol=1e-5)
+
+
 def test_a_block_that_writes_nothing_is_redundant_by_every_measure():
     original = hugging_face_model("llama")
     with torch.no_grad():

@@ -230,6 +230,7 @@ def test_targets_are_the_likely_tokens_or_those_that_are_named(model):
     assert list(named["weight"]) == [0.5, 0.5]
     logits = model(torch.tensor([TOKENS]))[0, -1]
     assert named.loc["logit.4-5", "value"] == pytest.approx((logits[4] - logits[5]).item(), abs=1e-5)
+    assert named.loc["logit.9", "value"] == pytest.approx((logits[9] - logits.mean()).item(), abs=1e-5)
 
 
 @pytest.mark.parametrize(
