@@ -13,7 +13,7 @@ from torch import Tensor
 
 from interp.attention.retrieval.masking import ZeroHeads
 from interp.attention.sinks.losses import interval, token_losses
-from interp.attention.sinks.survey import DOMAINS, Domains, domain_texts, sink_heads
+from interp.attention.sinks.survey import DOMAINS, Domains, domain_texts, named_domains, sink_heads
 from interp.engine.forward import Recorder, Walk
 from interp.engine.identity import identity
 from interp.engine.parts import Parts
@@ -117,13 +117,14 @@ def head_costs(
                 raise UsageError(f"there is no head {layer}.{head} (of {name!r}) in this model")
     if not named or not all(named.values()):
         raise UsageError("there are no heads to leave out")
-    texts = domain_texts(model, domains, (n, 8), (length, 128), seed, prefix)
-    (numbers, lengths) = ({rows.shape[at] for rows in texts.values()} for at in (0, 1))
-    n, length = min(numbers), min(lengths)
-    if len(numbers) > 1:
-        raise UsageError(f"each kind of text has as many texts, and token ids of {sorted(numbers)} are given; say n=")
+    kinds, length = named_domains(domains, length, 128)
     if not 0 <= skip < length - 1:
         raise UsageError(f"skip must be between 0 and {length - 2} for texts of {length} tokens, got {skip}")
+    texts = domain_texts(model, kinds, n, 8, length, seed, prefix)
+    numbers = {len(rows) for rows in texts.values()}
+    if len(numbers) > 1:
+        raise UsageError(f"each kind of text has as many texts, and token ids of {sorted(numbers)} are given; say n=")
+    n = min(numbers)
     values = np.empty((len(named), len(texts), n))
     with track(len(texts) * n, "leaving out heads") as advance:
         for column, tokens in enumerate(texts.values()):

@@ -28,6 +28,7 @@ __all__ = [
     "SinkSurvey",
     "domain_texts",
     "extreme_tokens",
+    "named_domains",
     "sink_heads",
     "sink_metric",
     "sink_positions",
@@ -117,10 +118,11 @@ def survey_sinks(
         InterpError: attention that is not finite.
     """
     check_threshold(threshold)
-    texts = domain_texts(model, domains, (n, 32), (length, 64), seed, prefix)
-    numbers, length = {name: len(rows) for name, rows in texts.items()}, next(iter(texts.values())).shape[1]
+    named, length = named_domains(domains, length, 64)
     if not 1 <= top < length:
         raise UsageError(f"top must be between 1 and {length - 1}, the keys besides one; got {top}")
+    texts = domain_texts(model, named, n, 32, length, seed, prefix)
+    numbers = {name: len(rows) for name, rows in texts.items()}
     whole = census(model, torch.cat(list(texts.values())))
     settings = {
         "domains": list(texts),
@@ -229,32 +231,31 @@ def extreme_tokens(model: Any, tokens: Int[Tensor, "text pos"], threshold: float
     }
 
 
-def domain_texts(
-    model: Any,
-    domains: Domains,
-    n: tuple[int | None, int],
-    length: tuple[int | None, int],
-    seed: int,
-    prefix: bool = True,
-) -> dict[str, Int[Tensor, "text pos"]]:
-    """Token ids of each kind of text, all read before anything is computed, so that an unknown one costs nothing.
-
-    Args:
-        model: any bridge.
-        domains: the kinds of text.
-        n, length: what was said, or None, and what is taken of text where nothing was; all kinds have one length.
-        seed, prefix: as for `survey_sinks`.
-    """
+def named_domains(domains: Domains, length: int | None, tokens: int) -> tuple[dict[str, Any], int]:
+    """Kinds of text by name, and the one length that they have: that of the token ids, or `tokens`, unless said."""
     named: dict[str, Any] = {"token ids": domains} if isinstance(domains, Tensor) else {}
     named |= {} if named else domains if isinstance(domains, Mapping) else {name: name for name in domains}
     if not named:
         raise UsageError(f"at least one kind of text is needed, such as {', '.join(DOMAINS)}")
     given = {source.shape[1] for source in named.values() if getattr(source, "ndim", 0) == 2}
-    if length[0] is None and len(given) > 1:
+    if length is None and len(given) > 1:
         raise UsageError(f"all kinds of text have one length, and token ids of {sorted(given)} are given; say length=")
-    width = next(iter(given), length[1]) if length[0] is None else length[0]
+    return named, next(iter(given), tokens) if length is None else length
+
+
+def domain_texts(
+    model: Any, named: Mapping[str, Any], n: int | None, texts: int, length: int, seed: int, prefix: bool = True
+) -> dict[str, Int[Tensor, "text pos"]]:
+    """Token ids of each kind of text, all read before anything is computed, so that an unknown one costs nothing.
+
+    Args:
+        model: any bridge.
+        named: see `named_domains`.
+        n, texts: how many were asked for, or None, and how many are taken of what has no shape.
+        length, seed, prefix: as for `survey_sinks`.
+    """
     return {
-        str(name): corpus(source, model, sized(source, n[0], width, n[1], width)[0], width, seed, prefix=prefix)
+        str(name): corpus(source, model, sized(source, n, length, texts, length)[0], length, seed, prefix=prefix)
         for name, source in named.items()
     }
 
