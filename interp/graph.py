@@ -309,8 +309,11 @@ def _known_blocks(model: TransformerBridge) -> list[Any]:
         original = block.attn.original_component
         odd = [name for name in _ODD_ATTENTION if getattr(original, name, None) is not None]
         _refuse(odd, f"{where} attention's")
-        if getattr(getattr(original, "config", None), "clip_qkv", None) is not None:
+        settings = getattr(original, "config", None)
+        if getattr(settings, "clip_qkv", None) is not None:
             _refuse(["clip_qkv"], f"{where} attention's")
+        if getattr(settings, "scale_attn_weights", True) is False:  # which TransformerLens leaves out
+            _refuse(["scale_attn_weights=False"], f"{where} attention's")
     return blocks
 
 

@@ -151,8 +151,6 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
     scale = getattr(original, "scaling", None)
     if scale is None:
         scale = 1 / math.sqrt(graph.d_head)
-    if getattr(model.cfg, "scale_attn_by_inverse_layer_idx", False):
-        scale /= layer + 1
     kinds = getattr(getattr(original, "config", None), "layer_types", None)
     by_kind = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
     return Block(
@@ -179,7 +177,7 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
 
 def _norm(bridge: Any) -> Norm:
     original, bare = bridge.original_component, type(bridge).__name__.endswith("PreBridge")
-    weight = None if bare else original.weight
+    weight = None if bare else getattr(original, "weight", None)  # OLMo's norm has none
     if weight is not None and bridge.uses_weight_offset:
         weight = 1.0 + weight.float()
     eps = getattr(original, "eps", getattr(original, "variance_epsilon", None))

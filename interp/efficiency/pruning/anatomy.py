@@ -16,8 +16,17 @@ from interp.errors import UsageError
 
 __all__ = ["MLP", "Anatomy", "Attention", "Cut", "anatomy"]
 
-_SEPARATE = ("q_proj", "k_proj", "v_proj", "o_proj")
-_PLAIN = (("c_fc", "c_proj"), ("dense_h_to_4h", "dense_4h_to_h"))
+_OUTPUTS = ("o_proj", "c_proj", "dense")
+_MLPS = (
+    ("gate_proj", "up_proj", "down_proj"),
+    ("gate_up_proj", "down_proj"),
+    ("up_proj", "down_proj"),
+    ("c_fc", "c_proj"),
+    ("dense_h_to_4h", "dense_4h_to_h"),
+    ("fc_in", "fc_out"),
+    ("fc1", "fc2"),
+)
+"""Names say in which order a map holds things; whether it holds what they say, its shape does."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +47,12 @@ class Cut:
     def axis(self) -> int:
         """The axis of the weight on which the units are; GPT-2's maps are transposed."""
         return int((self.side == "in") != (type(self.module).__name__ == "Conv1D"))
+
+    @property
+    def width(self) -> int:
+        """How many channels the map has on that side."""
+        weight: Any = self.module.weight
+        return int(weight.shape[self.axis])
 
     def squares(self) -> Float[Tensor, " channel"]:
         """The sum of squares of each channel's weights."""
@@ -69,8 +84,15 @@ class Attention:
 
     @property
     def output(self) -> Any:
-        """The map from the heads to the residual stream."""
-        return next(getattr(self.module, name) for name in ("o_proj", "c_proj", "dense") if hasattr(self.module, name))
+        """The map from the heads to the residual stream.
+
+        Raises:
+            UsageError: There is none that is known.
+        """
+        found = [getattr(self.module, name) for name in _OUTPUTS if _has(self.module, name)]
+        if not found:
+            raise self._unknown("no map from the heads that is known")
+        return found[0]
 
     def cuts(self, heads: tuple[int, ...]) -> list[tuple[Cut, bool]]:
         """The weights of some of the heads that are left, and whether each belongs to key-value heads.
@@ -81,22 +103,38 @@ class Attention:
         part, of = self.module, [self.heads.index(head) for head in heads]
         mine = dict.fromkeys(head // self.per_group for head in heads)
         groups = [self.groups.index(group) for group in mine]
-        output = Cut(self.output, "in", self._channels(of)) if self._known() else None
-        if output is None:
-            raise UsageError(
-                f"{type(part).__name__} holds its heads in a way that can't be cut ("
-                f"{', '.join(name for name, _ in part.named_children())}); remove its neurons or whole blocks instead"
-            )
-        if hasattr(part, "q_proj"):
+        output = Cut(self.output, "in", self._channels(of))
+        if all(_has(part, name) for name in ("q_proj", "k_proj", "v_proj")):
             rows = [(Cut(part.q_proj, "out", self._channels(of)), False)]
             rows += [(Cut(getattr(part, name), "out", self._channels(groups)), True) for name in ("k_proj", "v_proj")]
-        elif hasattr(part, "c_attn"):
+        elif _has(part, "c_attn"):
             wide = len(self.heads) * self.head_dim
             rows = [(Cut(part.c_attn, "out", self._channels(of) + wide * torch.arange(3)[:, None]), False)]
-        else:
+        elif _has(part, "query_key_value"):
             # the query, key and value of a head stand next to each other
             rows = [(Cut(part.query_key_value, "out", self._channels(of, 3 * self.head_dim)), False)]
-        return [*rows, (output, False)]
+        else:
+            raise self._unknown("no map to the heads that is known")
+        found = [*rows, (output, False)]
+        self._check(found)
+        return found
+
+    def _check(self, cuts: list[tuple[Cut, bool]]) -> None:
+        """Each map is as wide as its heads are, and nothing else belongs to single heads."""
+        fused = 3 if len(cuts) == 2 else 1
+        for cut, grouped in cuts:
+            units = len(self.groups if grouped else self.heads) * (fused if cut.side == "out" else 1)
+            if cut.width != units * self.head_dim:
+                raise self._unknown(f"a map {cut.width} wide where {units} times {self.head_dim} are expected")
+        if odd := _left_over(self.module, [cut.module for cut, _ in cuts], (1, self.head_dim)):
+            raise self._unknown(odd)
+
+    def _unknown(self, why: str) -> UsageError:
+        return UsageError(
+            f"{type(self.module).__name__} holds its heads in a way that can't be cut ("
+            f"{', '.join(name for name, _ in self.module.named_children())}: {why}); "
+            "remove its neurons or whole blocks instead"
+        )
 
     def squares(self) -> Float[Tensor, " head"]:
         """The sum of squares of each head's weights; those of a key-value head are shared among its query heads."""
@@ -110,15 +148,6 @@ class Attention:
     def _channels(self, units: list[int], size: int | None = None) -> Int[Tensor, "one channel"]:
         each = torch.arange(size or self.head_dim)
         return (torch.tensor(units, dtype=torch.long)[:, None] * len(each) + each).reshape(1, -1)
-
-    def _known(self) -> bool:
-        part = self.module
-        for name in ("q_norm", "k_norm"):
-            norm = getattr(part, name, None)
-            if norm is not None and norm.weight.numel() != self.head_dim:
-                return False
-        separate = all(hasattr(part, name) for name in _SEPARATE)
-        return separate or hasattr(part, "c_attn") or hasattr(part, "query_key_value")
 
 
 @dataclass(frozen=True)
@@ -139,11 +168,20 @@ class MLP:
         return self._maps()[-1]
 
     def cuts(self, at: Int[Tensor, " neuron"]) -> list[Cut]:
-        """The weights of some of the neurons that are left, by their places among them."""
+        """The weights of some of the neurons that are left, by their places among them.
+
+        Raises:
+            UsageError: A layout that is not known; the message names the part.
+        """
         *reading, writing = self._maps()
-        fused = len(reading) == 1 and hasattr(self.module, "gate_up_proj")
-        index = at[None] if not fused else at[None] + len(self.neurons) * torch.arange(2)[:, None]
-        return [*(Cut(one, "out", index) for one in reading), Cut(writing, "in", at[None])]
+        last, n = Cut(writing, "in", at[None]), len(self.neurons)
+        parts = Cut(reading[0], "out", at[None]).width // n if len(reading) == 1 else 1
+        found = [*(Cut(one, "out", at[None] + n * torch.arange(parts)[:, None]) for one in reading), last]
+        if parts not in (1, 2) or [cut.width for cut in found] != [*(parts * n for _ in reading), n]:
+            raise self._unknown(f"maps {', '.join(str(cut.width) for cut in found)} wide for {n} neurons")
+        if odd := _left_over(self.module, self._maps(), (1,)):
+            raise self._unknown(odd)
+        return found
 
     def squares(self) -> Float[Tensor, " neuron"]:
         """The sum of squares of each neuron's weights."""
@@ -151,14 +189,30 @@ class MLP:
         return torch.stack([cut.squares().cpu() for cut in cuts]).sum(0)
 
     def _maps(self) -> list[Any]:
-        part = self.module
-        for names in (("gate_proj", "up_proj", "down_proj"), ("gate_up_proj", "down_proj"), *_PLAIN):
-            if all(isinstance(getattr(part, name, None), nn.Module) for name in names):
-                return [getattr(part, name) for name in names]
-        raise UsageError(
-            f"{type(part).__name__} holds its neurons in a way that can't be cut ("
-            f"{', '.join(name for name, _ in part.named_children())}); remove heads or whole blocks instead"
+        for names in _MLPS:
+            if all(_has(self.module, name) for name in names):
+                return [getattr(self.module, name) for name in names]
+        raise self._unknown("no maps that are known")
+
+    def _unknown(self, why: str) -> UsageError:
+        return UsageError(
+            f"{type(self.module).__name__} holds its neurons in a way that can't be cut ("
+            f"{', '.join(name for name, _ in self.module.named_children())}: {why}); "
+            "remove heads or whole blocks instead"
         )
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return isinstance(getattr(module, name, None), nn.Module)
+
+
+def _left_over(module: nn.Module, maps: list[nn.Module], sizes: tuple[int, ...]) -> str:
+    """The first parameter of a module that is in none of the maps and has another size; it may be some unit's own."""
+    known = {id(parameter) for one in maps for parameter in one.parameters()}
+    for name, parameter in module.named_parameters():
+        if id(parameter) not in known and parameter.numel() not in sizes:
+            return f"nothing is known of {name} of shape {list(parameter.shape)}"
+    return ""
 
 
 @dataclass(frozen=True)
@@ -190,6 +244,15 @@ class Anatomy:
         """A block by its original number."""
         return self.blocks[self.layers.index(layer)]
 
+    def check_alike(self) -> None:
+        """Refuses to take blocks out of a model that mixes kinds of them: its masks and caches go by their numbers.
+
+        Raises:
+            UsageError: There are several kinds.
+        """
+        if len({tuple(name for name, _ in block.named_children()) for block in self.blocks}) > 1:
+            raise UsageError(f"the blocks of {type(self.owner).__name__} are of several kinds, so none can be removed")
+
     def attention(self, layer: int) -> Attention:
         """The attention of a block."""
         part = getattr(self.block(layer), attention_name(self.block(layer)))
@@ -207,9 +270,7 @@ class Anatomy:
             return MLP(part, ())
         if part is None:
             raise UsageError(f"{type(self.block(layer)).__name__} has no part `mlp` whose neurons could be removed")
-        found = MLP(part, ())
-        weight = found.output.weight
-        size = weight.shape[0 if type(found.output).__name__ == "Conv1D" else 1]
+        size = Cut(MLP(part, ()).output, "in", torch.empty(1, 0)).width
         return MLP(part, vars(part).get("kept_neurons", tuple(range(size))))
 
 
@@ -224,7 +285,9 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
     found = [name for name, part in lists if len(part) == len(record.layers)]
     if len(found) != 1:
         raise UsageError(f"{type(body).__name__} does not hold its blocks in one list, so nothing can be removed")
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None:
+        raise UsageError(f"{type(config).__name__} says no num_attention_heads: models without attention aren't pruned")
     return Anatomy(
         owner=body,
         name=found[0],

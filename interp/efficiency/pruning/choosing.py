@@ -131,6 +131,7 @@ def choose_blocks(body: Anatomy, scores: Float[np.ndarray, " layer"], budget: fl
         budget: The share that is kept.
         name: Of the method, for messages.
     """
+    body.check_alike()
     layers = np.array(body.layers)
     keep = kept_of(budget, len(layers), "blocks", name)
     gone = set(layers[np.argsort(scores[layers], kind="stable")][: len(layers) - keep].tolist())

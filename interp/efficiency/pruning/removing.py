@@ -68,6 +68,8 @@ def remove(model: PreTrainedModel, removal: Removal, undo: Undo) -> None:
 
 
 def _remove_heads(model: PreTrainedModel, found: Anatomy, layer: int, gone: set[int], undo: Undo) -> None:
+    if not gone:
+        return
     part = found.attention(layer)
     left = tuple(head for head in part.heads if head not in gone)
     if left == part.heads:
@@ -110,19 +112,21 @@ def _remove_blocks(model: PreTrainedModel, found: Anatomy, gone: set[int], undo:
     left = [at for at, layer in enumerate(found.layers) if layer not in gone]
     if len(left) == len(found.layers):
         return
+    found.check_alike()
     record, blocks, config = deployment(model), found.blocks, model.config.get_text_config()
     undo.set(found.owner, found.name, nn.ModuleList(blocks[at] for at in left))
     undo.set(record, "layers", [record.layers[at] for at in left])
     undo.set(record, "groups", [record.groups[at] for at in left])
-    kinds = getattr(config, "layer_types", None)
-    if kinds is not None:
-        undo.set(config, "layer_types", [kinds[at] for at in left])
+    for name, kinds in list(vars(config).items()):  # layer_types, attention_layers, ...
+        if "layer" in name and isinstance(kinds, list) and len(kinds) == len(blocks) and isinstance(kinds[0], str):
+            undo.set(config, name, [kinds[at] for at in left])
     count = getattr(config, "attribute_map", {}).get("num_hidden_layers", "num_hidden_layers")
     undo.set(config, count, len(left))
     for new, at in enumerate(left):
         for module in blocks[at].modules():
-            if isinstance(vars(module).get("layer_idx"), int):
-                undo.set(module, "layer_idx", new)
+            for name in ("layer_idx", "layer_id"):
+                if isinstance(vars(module).get(name), int):
+                    undo.set(module, name, new)
 
 
 def _cut(cut: Cut, undo: Undo) -> None:
