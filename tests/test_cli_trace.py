@@ -7,7 +7,7 @@ import json
 import pytest
 from attribution_graphs import random_graph
 from safetensors.numpy import save_file
-from test_cli import command
+from command_line import command
 from typer.testing import CliRunner
 
 from interp.cli import app
