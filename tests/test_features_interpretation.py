@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from command_line import command
 from families import VOCABULARY, hugging_face_model, tiny, tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from command_line import command
 
 from interp.engine.parts import parts_of
 from interp.errors import InterpError, UsageError

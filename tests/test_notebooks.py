@@ -12,8 +12,13 @@ from nbclient import NotebookClient
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 
 SMALLER = {
-    "01_locate_a_behaviour": {"n=8, seed=0": "n=2, seed=0"},
-    "02_from_scores_to_circuits": {"n=4, seed": "n=2, seed", "random=2": "random=1", "n=16, seed": "n=4, seed"},
+    "01_locate_a_behaviour": {"n=8, seed=0": "n=2, seed=0", '"q", "k", "v", "pattern"': '"k", "pattern"'},
+    "02_from_scores_to_circuits": {
+        "n=4, seed": "n=2, seed",
+        "random=2": "random=1",
+        '"attn_out", "mlp_out", "heads"': '"heads"',
+        "n=16, seed": "n=4, seed",
+    },
     "03_attention_heads": {"n=4, length=128": "n=1, length=64", "n=4)": "n=1)", "n=8": "n=2"},
     "04_sinks_and_retrieval": {
         "model, n=8": "model, n=2",

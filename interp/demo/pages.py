@@ -1,4 +1,7 @@
-"""All pages, one after the other or two at a time."""
+"""All pages, one after the other or two at a time.
+
+What makes them is imported where it is used: the second process begins before the first has imported anything slow.
+"""
 
 from __future__ import annotations
 
@@ -9,23 +12,27 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from transformer_lens.model_bridge import TransformerBridge
-
-from interp.demo.attention import attend
-from interp.demo.behaviour import locate
-from interp.demo.cheaper import cheapen
-from interp.demo.tracing import trace_page
 from interp.errors import InterpError
+
+if TYPE_CHECKING:
+    from transformer_lens.model_bridge import TransformerBridge
 
 __all__ = ["demonstrate"]
 
 Say = Callable[[str], None]
-Load = Callable[[], TransformerBridge]
 
 
-def demonstrate(load: Load, directory: Path, n: int = 8, seed: int = 0, say: Say = print, *, beside: bool = False) -> None:
+def demonstrate(
+    load: Callable[[], TransformerBridge],
+    directory: Path,
+    n: int = 8,
+    seed: int = 0,
+    say: Say = print,
+    *,
+    beside: bool = False,
+) -> None:
     """Writes the four pages and says where each is as soon as it is there.
 
     Args:
@@ -42,10 +49,13 @@ def demonstrate(load: Load, directory: Path, n: int = 8, seed: int = 0, say: Say
             for page in lane(model, directory, n, seed, say):
                 say(f"page: {page}")
         return
-    context = multiprocessing.get_context("spawn")
-    lines, threads = context.SimpleQueue(), _halved()
-    other = context.Process(target=_lane, args=(load, directory, n, seed, threads, lines), daemon=True)
+    import torch
+
+    context, threads = multiprocessing.get_context("spawn"), torch.get_num_threads()
+    lines, half = context.SimpleQueue(), max(1, threads // 2)
+    other = context.Process(target=_lane, args=(load, directory, n, seed, half, lines), daemon=True)
     other.start()
+    torch.set_num_threads(half)
     failed: list[BaseException] = []
 
     def listen() -> None:
@@ -65,6 +75,8 @@ def demonstrate(load: Load, directory: Path, n: int = 8, seed: int = 0, say: Say
         listener.join()
     finally:
         other.terminate()
+        other.join()
+        torch.set_num_threads(threads)
     if failed:
         raise failed[0]
     if other.exitcode:
@@ -72,25 +84,20 @@ def demonstrate(load: Load, directory: Path, n: int = 8, seed: int = 0, say: Say
 
 
 def _words(model: TransformerBridge, directory: Path, n: int, seed: int, say: Say) -> Iterator[Path]:
+    from interp.demo import locate, trace_page
+
     yield trace_page(model, directory, seed=seed, say=say)
     yield locate(model, directory, n=n, seed=seed, say=say)
 
 
 def _heads(model: TransformerBridge, directory: Path, n: int, seed: int, say: Say) -> Iterator[Path]:
+    from interp.demo import attend, cheapen
+
     yield attend(model, directory, seed=seed, say=say)
     yield cheapen(model, directory, seed=seed, say=say)
 
 
-def _halved() -> int:
-    """Half of the threads, which this process keeps to from now on; the other half is for the other one."""
-    import torch
-
-    threads = max(1, torch.get_num_threads() // 2)
-    torch.set_num_threads(threads)
-    return threads
-
-
-def _lane(load: Load, directory: Path, n: int, seed: int, threads: int, lines: Any) -> None:
+def _lane(load: Callable[[], TransformerBridge], directory: Path, n: int, seed: int, threads: int, lines: Any) -> None:
     """What the other process does; it says everything through the first one."""
     import torch
 
