@@ -25,7 +25,7 @@ def process(*arguments, code="from interp.cli import main; main()"):
 
 
 def test_patch_writes_its_files_and_prints_the_strongest(tmp_path):
-    done = process("patch", "induction", "--model", "toy-induction", "-n", 4, "--out", tmp_path / "o", "--by-position")
+    done = command("patch", "induction", "--model", "toy-induction", "-n", 4, "--out", tmp_path / "o", "--by-position")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     written = tmp_path / "o"
@@ -78,7 +78,7 @@ def test_circuit_as_json():
 
 def test_json_is_all_that_stands_on_standard_output():
     done = process("patch", "induction", "--model", "toy-induction", "-n", 2, "--json")
-    assert done.returncode == 0, done.stderr
+    assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     direct = interp.patching.activation(
         model := interp.load("toy-induction"), interp.task("induction", model, n=2, seed=0), "heads"
@@ -136,7 +136,7 @@ def test_a_bad_request_is_one_message_and_exit_code_2(arguments, message, tmp_pa
 
 
 def test_a_bad_request_ends_the_process_with_code_2_and_one_message():
-    done = process("patch", "induction", "--model", "toy-induction", "--layers", "2")
+    done = process("patch", "ioo")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

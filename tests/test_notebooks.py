@@ -25,8 +25,8 @@ SMALLER = {
         "n=20": "n=2",
         "n=6, length=96": "n=1, length=64",
         "steps=600": "steps=10",
-        "lengths=(256,), n=1)": "lengths=(192,), depths=(0.5,), n=1)",
-        "lengths=(256,), depths=(0.2, 0.5, 0.8)": "lengths=(192,), depths=(0.5,)",
+        "lengths=(256,), n=1)": "lengths=(128,), depths=(0.5,), n=1)",
+        "lengths=(256,), depths=(0.2, 0.5, 0.8)": "lengths=(128,), depths=(0.5,)",
         "ks=(0, 2, 8), draws=2, texts=2": "ks=(0, 2), draws=1, texts=1",
     },
     "05_dictionaries": {
@@ -37,7 +37,7 @@ SMALLER = {
     },
     "06_circuit_tracing": {"n=15, groups=8": "n=5, groups=2"},
     "07_findings_make_it_cheaper": {
-        "lengths=(256,), n=2": "lengths=(192,), depths=(0.5,), n=1",
+        "lengths=(256,), n=2": "lengths=(128,), depths=(0.5,), n=1",
         "model, n=4": "model, n=2",
         "length = 384": "length = 192",
         "n=3, seed=1": "n=1, seed=1",
