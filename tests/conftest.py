@@ -13,6 +13,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 @pytest.fixture(scope="session")
 def smollm2():
     """The default model, obtained on first use and loaded once a session."""
-    import interp
+    from command_line import loaded
 
-    return interp.load("smollm2")
+    return loaded("smollm2")

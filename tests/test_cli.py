@@ -1,25 +1,26 @@
-"""The command line as a user meets it, in a process of its own."""
+"""The command line as a user meets it: in a process of its own where that is the point, in this one where not."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
 import sys
 
 import pytest
+from command_line import command
 
 import interp
 
 
-def command(*arguments, cwd=None, **environment):
+def process(*arguments, code="from interp.cli import main; main()"):
     return subprocess.run(
-        [sys.executable, "-c", "from interp.cli import main; main()", *map(str, arguments)],
+        [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=cwd,
         timeout=300,
-        env={**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "COLUMNS": "160", "OMP_NUM_THREADS": "1"},
     )
 
 
@@ -76,8 +77,8 @@ def test_circuit_as_json():
 
 
 def test_json_is_all_that_stands_on_standard_output():
-    done = command("patch", "induction", "--model", "toy-induction", "-n", 2, "--json")
-    assert done.returncode == 0, done.stderr
+    done = process("patch", "induction", "--model", "toy-induction", "-n", 2, "--json")
+    assert (done.returncode, done.stderr) == (0, "")
     found = json.loads(done.stdout)
     direct = interp.patching.activation(
         model := interp.load("toy-induction"), interp.task("induction", model, n=2, seed=0), "heads"
@@ -126,11 +127,19 @@ def test_models_are_listed_with_size_licence_and_state():
     ],
 )
 def test_a_bad_request_is_one_message_and_exit_code_2(arguments, message, tmp_path):
-    done = command(*arguments, cwd=tmp_path, INTERP_CACHE=str(tmp_path / "cache"))
+    with contextlib.chdir(tmp_path):
+        done = command(*arguments, INTERP_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 2, (done.stdout, done.stderr)
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_a_bad_request_ends_the_process_with_code_2_and_one_message():
+    done = process("patch", "ioo")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
 
 
 def test_a_directory_that_cannot_be_written_is_found_out_before_the_sweep(tmp_path):
@@ -168,9 +177,7 @@ main()
 def test_control_c_leaves_only_a_checkpoint_from_which_the_same_command_goes_on(tmp_path):
     arguments = ["patch", "induction", "--model", "toy-induction-trained", "-n", 4, "--nodes", "resid_pre"]
     arguments += ["--by-position", "--out", tmp_path]
-    done = subprocess.run(
-        [sys.executable, "-c", INTERRUPTED, *map(str, arguments)], capture_output=True, text=True, timeout=300
-    )
+    done = process(*arguments, code=INTERRUPTED)
     assert done.returncode == 1
     assert "interrupted" in done.stderr
     assert "Traceback" not in done.stderr

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from test_cli import command
+from command_line import command
 
 import interp
 
@@ -43,7 +43,7 @@ def test_sinks_writes_three_findings(tmp_path):
 
 @pytest.mark.real_model
 def test_retrieval_heads_prints_recall_and_writes_the_finding(tmp_path):
-    done = command("retrieval-heads", "--lengths", 256, "--depths", "0.3,0.5", "-n", 1, "--out", tmp_path)
+    done = command("retrieval-heads", "--lengths", 256, "--depths", "0.5", "-n", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     found = interp.results.load(tmp_path)
     assert "needle recall by length and depth" in done.stdout
@@ -54,11 +54,11 @@ def test_retrieval_heads_prints_recall_and_writes_the_finding(tmp_path):
 @pytest.mark.real_model
 def test_retrieval_heads_by_their_reach(tmp_path):
     asked = ["retrieval-heads", "--by", "reach", "--haystack", "noise", "--window", 32]
-    done = command(*asked, "--lengths", 160, "-n", 2, "--out", tmp_path)
+    done = command(*asked, "--lengths", 112, "-n", 1, "--out", tmp_path)
     assert done.returncode == 0, done.stderr
     found = interp.results.load(tmp_path)
     assert found.method == "reach"
-    assert (found.settings["haystack"], found.settings["lengths"]) == ("noise", [160])
+    assert (found.settings["haystack"], found.settings["lengths"]) == ("noise", [112])
     assert "sees 4 sinks and the last 32 tokens alone" in done.stdout
     (layer, head), *_ = found.top(1)
     assert f"{found.groups('sum').values[layer, head // 3]:.3f}" in done.stdout

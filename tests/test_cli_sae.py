@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from test_cli import command
+from command_line import command
 
 from interp.errors import UsageError
 from interp.features import Dictionary, load_circuit_tracer, load_transcoders

@@ -6,8 +6,8 @@ import json
 
 import pytest
 from attribution_graphs import random_graph
+from command_line import command
 from safetensors.numpy import save_file
-from test_cli import command
 from typer.testing import CliRunner
 
 from interp.cli import app

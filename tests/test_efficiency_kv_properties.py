@@ -8,7 +8,7 @@ import pytest
 import torch
 from caches import cache_of, using
 from families import tiny
-from hypothesis import HealthCheck, assume, example, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from test_efficiency_kv_cache import close, finding, generated, logits, methods
 from transformers import DynamicCache
@@ -66,12 +66,10 @@ def test_a_whole_cache_is_the_dense_model_for_every_length_and_chunk(groups, len
 
 
 @pytest.mark.parametrize("name", NAMES)
-@FEW
-@given(st.integers(20, 40), st.integers(1, 19), st.sampled_from([None, 3, 8]))
-@example(20, 7, 3)  # entries of equal worth
-@example(32, 2, 3)  # worth pooled over neighbours
+@pytest.mark.parametrize(("length", "padding", "chunk"), [(20, 19, None), (20, 7, 3), (32, 2, 3), (40, 16, 8)])
 def test_padding_is_nowhere(name, length, padding, chunk):
-    """The rows of a padded batch equal single prompts, in chunks as well."""
+    """The rows of a padded batch equal single prompts: one token alone, entries of equal worth, worth pooled over
+    neighbours, and padding of whole chunks."""
     model, short = llama(2), tokens_of(length - padding, 1)
     batch = torch.cat([tokens_of(length), torch.cat([torch.full((1, padding), 3), short], 1)])
     mask = torch.ones_like(batch)

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
+from command_line import command
 from families import VOCABULARY, hugging_face_model, tiny, tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
-from test_cli import command
 
 from interp.engine.parts import parts_of
 from interp.errors import InterpError, UsageError
@@ -613,13 +613,6 @@ def test_pages_show_the_explanation_with_its_controls(model, store, found):
     assert "Explanation" not in feature_page(readings, 1)
     none = interpret(model, Reader(), store, explainer=PLAIN, **SETTINGS | {"features": [0, 5, 8]})
     assert "active in 0 contexts" in feature_page(readings, 8, none[8])
-
-
-def test_the_command_refuses_an_unknown_explainer_before_it_loads_a_model(tmp_path):
-    TopK(576, 8, k=4, reads=Place("resid_post", 0)).save(tmp_path, model_name="smollm2")
-    done = command("sae", "explain", tmp_path, "--explainer", "ngram", "--model", "no-such-model")
-    assert done.returncode == 2
-    assert "unknown explainer 'ngram'" in done.stderr
 
 
 @pytest.mark.real_model

@@ -35,6 +35,7 @@ __all__ = [
     "bar",
     "command",
     "err",
+    "fetched",
     "known",
     "known_task",
     "known_text",
@@ -117,14 +118,21 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def load(name: str, accept_license: bool, device: str | None, dtype: str) -> Any:
-    """A model, with a progress bar if it has to be obtained first."""
-    from interp.models import fetch, load, models, state
+def fetched(name: str, accept_license: bool, dtype: str) -> None:
+    """Obtains a known model that is not there yet, with a progress bar."""
+    from interp.models import fetch, models, state
 
     if name in {card.name for card in models()} and state(name, dtype) == "not fetched":
         with bar() as progress:
             fetch(name, dtype=dtype, accept_license=accept_license, progress=progress)
+
+
+def load(name: str, accept_license: bool, device: str | None, dtype: str) -> Any:
+    """A model, which is obtained first if it has to be."""
+    fetched(name, accept_license, dtype)
     import torch
+
+    from interp.models import load
 
     return load(name, device=device, dtype=getattr(torch, dtype), accept_license=accept_license)
 

@@ -18,16 +18,20 @@ from interp.results import Circuit, normalised, top
 
 __all__ = ["locate"]
 
+_BY_POSITION, _CIRCUIT = 4, 8
+"""Pairs. On the default model, 8 pairs give the map of heads that 16 give (r .997), 4 that of streams that 8 give
+(.996 and more)."""
+
 
 def locate(
-    model: TransformerBridge, directory: Path, n: int = 16, seed: int = 0, say: Callable[[str], None] = print
+    model: TransformerBridge, directory: Path, n: int = 8, seed: int = 0, say: Callable[[str], None] = print
 ) -> Path:
     """Runs indirect object identification on a model and writes a report with figures and scores.
 
     Args:
         model: Any bridge.
         directory: Where ``report.html``, the heatmaps (PNG) and the scores (JSON) go.
-        n: How many prompt pairs.
+        n: How many prompt pairs; positions, of which there are many, are patched on the first four.
         seed: Of the prompt pairs.
         say: Called with a line for each result.
 
@@ -43,9 +47,9 @@ def locate(
     )
     heads = interp.patching.activation(model, task, "heads")
     say(f"{heads.attrs['interventions']} interventions on heads in {heads.attrs['seconds']:.1f} s")
-    streams = interp.patching.activation(model, task, ["resid_pre", "attn_out", "mlp_out"], by_position=True)
+    few = task[: min(_BY_POSITION, n)]
+    streams = interp.patching.activation(model, few, ["resid_pre", "attn_out", "mlp_out"], by_position=True)
     say(f"{streams.attrs['interventions']} interventions by position in {streams.attrs['seconds']:.1f} s")
-    few = task[: min(4, n)]
     heads_by_position = interp.patching.activation(model, few, "heads", by_position=True)
     attrs = heads_by_position.attrs
     say(f"{attrs['interventions']} interventions on heads by position in {attrs['seconds']:.1f} s")
@@ -55,7 +59,7 @@ def locate(
         interp.results.save(scores, directory / f"{name}.json")
         interp.plots.save(scores, directory / f"{name}.png")
     estimated = interp.patching.attribution(model, task, "heads", rules="relp")
-    some = task[: min(8, n)]
+    some = task[: min(_CIRCUIT, n)]
     circuit = interp.circuits.discover(model, some, "eap-ig", edges=Graph.of(model).n_edges() // 50)
     fresh = interp.task("ioi", model, n=len(few), seed=seed, split="score")
     evaluation = interp.circuits.evaluate(model, circuit, fresh, with_curve=True, random=2, seed=seed)
@@ -76,7 +80,7 @@ def locate(
                 "rest of the model is run again",
                 "effect": "patched minus corrupted logit difference; nothing is estimated",
                 "versions": ", ".join(f"{name} {version}" for name, version in heads.attrs["versions"].items()),
-                "pairs and seed": f"{n} and {seed} ({len(few)} pairs for heads by position)",
+                "pairs and seed": f"{n} and {seed} ({len(few)} pairs by position)",
                 "seconds": f"{time.perf_counter() - began:.0f}",
             },
         ),
@@ -158,8 +162,9 @@ def _positions(streams: xr.DataArray, task: interp.tasks.Task) -> Section:
     return Section(
         "Where the information is",
         [
-            "The residual stream, attention outputs and MLP outputs, patched at one position at a time. Positions "
-            "before the repeated name are the same in both prompts and can't have an effect.",
+            "The residual stream, attention outputs and MLP outputs, patched at one position at a time, for the first "
+            f"{streams.attrs['n']} pairs. Positions before the repeated name are the same in both prompts and can't "
+            "have an effect.",
         ],
         figure=streams,
         notes=[
