@@ -31,7 +31,9 @@ from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.pyramidkv import even
 from interp.efficiency.kv_cache.quantized_store import Codes, Quantized
 from interp.efficiency.kv_cache.rope import rotation
+from interp.efficiency.pruning import ActivationNormPruning
 from interp.efficiency.registry import METHODS
+from interp.efficiency.sparse_attention.observing import views
 from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import RetrievalHeads, SinkPositions
@@ -132,15 +134,40 @@ class TestDense:
         with methods(model, budget=1.0)[name].plan(model).applied(model):
             close(logits(generated(model, TOKENS)), logits(dense))
 
-    def test_without_a_cache_or_with_another_the_model_runs_as_it_did(self, model):
+    def test_calls_that_the_plan_would_be_without_effect_on_are_refused_and_say_what_to_do(self, model):
         dense = model(TOKENS, use_cache=False).logits
-        with StreamingCache(budget=0.5, length=LENGTH).plan(model).applied(model):
-            assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
-            found = model(TOKENS, **using(DynamicCache(config=model.config)))
-            assert isinstance(cache_of(found), DynamicCache)
-            static = StaticCache(config=model.config, max_cache_len=64)
-            assert cache_of(generated(model, TOKENS, **using(static))) is static
+        plan = StreamingCache(budget=0.5, length=LENGTH).plan(model)
+        dynamic = using(DynamicCache(config=model.config))
+        calls = {
+            "use_cache=False": [
+                lambda: model(TOKENS, use_cache=False),
+                lambda: generated(model, TOKENS, use_cache=False),
+            ],
+            "DynamicCache": [lambda: model(TOKENS, **dynamic), lambda: generated(model, TOKENS, **dynamic)],
+            "StaticCache": [
+                lambda: generated(model, TOKENS, **using(StaticCache(config=model.config, max_cache_len=64)))
+            ],
+            "cache_implementation='static'": [lambda: generated(model, TOKENS, cache_implementation="static")],
+        }
+        with plan.applied(model):
+            for message, wrong in calls.items():
+                for call in wrong:
+                    with pytest.raises(UsageError, match=f"plan for the cache is in force.*{message}.*leave it out"):
+                        call()
+            own = cache_of(generated(model, TOKENS, **using(plan.new_cache(model))))
+            assert own.entries() == cache_of(generated(model, TOKENS)).entries()
         assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
+        for wrong in calls.values():
+            for call in wrong:
+                call()
+
+    def test_what_is_measured_on_whole_texts_is_measured_under_a_plan_as_without(self, model):
+        method = ActivationNormPruning(budget=0.5, source=TOKENS, n=1, length=LENGTH)
+        scores, seen = method.scores(model), views(model, TOKENS, 4)
+        with StreamingCache(budget=0.5, length=LENGTH).plan(model).applied(model):
+            np.testing.assert_array_equal(method.scores(model), scores)
+            under = views(model, TOKENS, 4)
+        assert all(torch.equal(a.query, b.query) for a, b in zip(seen, under, strict=True))
 
     def test_a_prompt_in_one_go_is_computed_densely_whatever_is_kept_of_it(self, model):
         dense = model(TOKENS, use_cache=False).logits
