@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -529,6 +531,28 @@ class TestPlans:
         with plan.applied(model):
             assert cache_of(model(TOKENS)).entries() == [[4], [10], [4], [10]]
 
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("budget", [0.7, 0.85])
+    def test_a_budget_is_a_share_of_the_whole_caches_bytes_windows_of_the_models_own_included(self, name, budget):
+        model = deploy(tiny("gemma3", sliding_window=12))
+        dense = DynamicCache(config=model.config)
+        model(TOKENS, **using(dense))
+        whole = sum(2 * layer.keys.nbytes for layer in dense.layers) + 2 * 2 * 8 * 4  # transformers' windows lack one
+        plan = methods(model, budget=budget)[name].plan(model)
+        with plan.applied(model):
+            held = sum(t.numel() * t.itemsize for t in cache_of(model(TOKENS)).tensors())
+        assert held <= budget * whole
+        assert held > (budget - 0.2) * whole, "as much as whole heads have room"
+        assert plan.ledger(model, LENGTH).cache_bytes.before == whole
+
+    def test_a_budget_below_what_windows_of_the_models_own_take_says_which_one_works(self):
+        model = deploy(tiny("gemma3", sliding_window=32))
+        with pytest.raises(UsageError, match="are 44% of the cache already; the least that works is") as refused:
+            StreamingCache(budget=0.3, length=LENGTH).plan(model)
+        least = float(str(refused.value).rpartition(" ")[2])
+        plan = StreamingCache(budget=least, length=LENGTH).plan(model)
+        assert least - 0.002 < plan.ledger(model, LENGTH).cache_bytes.share <= least
+
     def test_pruned_heads_and_layers_are_left_out_of_the_cache(self, model):
         plan = RetrievalCache(retrieval=finding(model), budget=0.6, sinks=2, window=5, length=LENGTH).plan(model)
         found = deployment(model)
@@ -579,6 +603,17 @@ class TestRefusals:
             pass
         with FullCache().plan(gpt2).applied(gpt2), pytest.raises(UsageError, match="more than the 64 positions"):
             gpt2(TOKENS.repeat(1, 2))
+
+    def test_a_budget_without_room_at_a_length_says_which_length_has_it(self, model):
+        def plan(length):
+            return AttendreCache(budget=0.5, wait=16, length=length).plan(model)
+
+        with pytest.raises(UsageError, match="no budget works at this length") as refused:
+            plan(16)
+        said = int(re.search(r"this one does from (\d+) tokens on", str(refused.value))[1])
+        assert plan(said).ledger(model, said).cache_bytes.share <= 0.5
+        with pytest.raises(UsageError, match=r"least that works|no budget works"):
+            plan(said - 1)
 
     @pytest.mark.parametrize(
         ("make", "message"),
