@@ -1,4 +1,4 @@
-"""What is spelt by hand of the calls of transformers and TransformerLens: read this beside the notes of a new release.
+"""What is spelt by hand of transformers, TransformerLens and torch.compile: read it beside a new release's notes.
 
 Whatever stands in or around a call of theirs (a plan's `forward`, a hook, an attention function, what stands where a
 block was removed) gets its names from here, and reads the signature that it meets where a name has changed.
@@ -35,6 +35,7 @@ __all__ = [
     "cache_of",
     "cached",
     "implementation",
+    "is_compiled",
     "own_attention",
     "prefer_fused",
     "real_tokens",
@@ -141,6 +142,17 @@ def wants_cache(model: PreTrainedModel, given: Mapping[str, Any]) -> bool:
 
 PREPARE_CACHE = "_prepare_cache_for_generation"
 """The method that `generate` calls to make its cache: it puts one into its argument ``model_kwargs``."""
+
+
+def is_compiled(model: nn.Module) -> bool:
+    """Whether torch.compile was used on a model, on a module of it, or on the `forward` of one."""
+    return any(
+        "_orig_mod" in module._modules
+        or vars(module).get("_compiled_call_impl") is not None
+        or hasattr(vars(module).get("forward"), "_torchdynamo_orig_callable")
+        for module in model.modules()
+    )
+
 
 # Names of weights
 

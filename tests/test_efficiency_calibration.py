@@ -457,6 +457,14 @@ class TestSearch:
         numbers = Choices(task).measure(model)
         assert {name.rpartition(".")[2] for name in numbers} == {"accuracy", "metric", "ece"}
 
+    def test_answers_under_a_plan_for_the_cache_are_those_of_that_plan(self, model):
+        task = self.task(model)
+        plan = StreamingCache(budget=0.4, sinks=1, length=task.clean.shape[1], prefill_chunk=2).plan(model)
+        with plan.applied(model):
+            found, expected = answers(model, task), task.per_example(task.end_logits(logits(model, task.clean)))
+        np.testing.assert_allclose(found.metric, expected, atol=1e-4)
+        assert np.abs(found.metric - answers(model, task).metric).max() > 1e-2
+
 
 class TestCalibrationError:
     def test_two_bins_worked_out_by_hand(self):

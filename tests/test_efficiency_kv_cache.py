@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -31,7 +33,9 @@ from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.pyramidkv import even
 from interp.efficiency.kv_cache.quantized_store import Codes, Quantized
 from interp.efficiency.kv_cache.rope import rotation
+from interp.efficiency.pruning import ActivationNormPruning
 from interp.efficiency.registry import METHODS
+from interp.efficiency.sparse_attention.observing import views
 from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import RetrievalHeads, SinkPositions
@@ -132,15 +136,40 @@ class TestDense:
         with methods(model, budget=1.0)[name].plan(model).applied(model):
             close(logits(generated(model, TOKENS)), logits(dense))
 
-    def test_without_a_cache_or_with_another_the_model_runs_as_it_did(self, model):
+    def test_calls_that_the_plan_would_be_without_effect_on_are_refused_and_say_what_to_do(self, model):
         dense = model(TOKENS, use_cache=False).logits
-        with StreamingCache(budget=0.5, length=LENGTH).plan(model).applied(model):
-            assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
-            found = model(TOKENS, **using(DynamicCache(config=model.config)))
-            assert isinstance(cache_of(found), DynamicCache)
-            static = StaticCache(config=model.config, max_cache_len=64)
-            assert cache_of(generated(model, TOKENS, **using(static))) is static
+        plan = StreamingCache(budget=0.5, length=LENGTH).plan(model)
+        dynamic = using(DynamicCache(config=model.config))
+        calls = {
+            "use_cache=False": [
+                lambda: model(TOKENS, use_cache=False),
+                lambda: generated(model, TOKENS, use_cache=False),
+            ],
+            "DynamicCache": [lambda: model(TOKENS, **dynamic), lambda: generated(model, TOKENS, **dynamic)],
+            "StaticCache": [
+                lambda: generated(model, TOKENS, **using(StaticCache(config=model.config, max_cache_len=64)))
+            ],
+            "cache_implementation='static'": [lambda: generated(model, TOKENS, cache_implementation="static")],
+        }
+        with plan.applied(model):
+            for message, wrong in calls.items():
+                for call in wrong:
+                    with pytest.raises(UsageError, match=f"plan for the cache is in force.*{message}.*leave it out"):
+                        call()
+            own = cache_of(generated(model, TOKENS, **using(plan.new_cache(model))))
+            assert own.entries() == cache_of(generated(model, TOKENS)).entries()
         assert torch.equal(model(TOKENS, use_cache=False).logits, dense)
+        for wrong in calls.values():
+            for call in wrong:
+                call()
+
+    def test_what_is_measured_on_whole_texts_is_measured_under_a_plan_as_without(self, model):
+        method = ActivationNormPruning(budget=0.5, source=TOKENS, n=1, length=LENGTH)
+        scores, seen = method.scores(model), views(model, TOKENS, 4)
+        with StreamingCache(budget=0.5, length=LENGTH).plan(model).applied(model):
+            np.testing.assert_array_equal(method.scores(model), scores)
+            under = views(model, TOKENS, 4)
+        assert all(torch.equal(a.query, b.query) for a, b in zip(seen, under, strict=True))
 
     def test_a_prompt_in_one_go_is_computed_densely_whatever_is_kept_of_it(self, model):
         dense = model(TOKENS, use_cache=False).logits
@@ -502,6 +531,28 @@ class TestPlans:
         with plan.applied(model):
             assert cache_of(model(TOKENS)).entries() == [[4], [10], [4], [10]]
 
+    @pytest.mark.parametrize("name", NAMES)
+    @pytest.mark.parametrize("budget", [0.7, 0.85])
+    def test_a_budget_is_a_share_of_the_whole_caches_bytes_windows_of_the_models_own_included(self, name, budget):
+        model = deploy(tiny("gemma3", sliding_window=12))
+        dense = DynamicCache(config=model.config)
+        model(TOKENS, **using(dense))
+        whole = sum(2 * layer.keys.nbytes for layer in dense.layers) + 2 * 2 * 8 * 4  # transformers' windows lack one
+        plan = methods(model, budget=budget)[name].plan(model)
+        with plan.applied(model):
+            held = sum(t.numel() * t.itemsize for t in cache_of(model(TOKENS)).tensors())
+        assert held <= budget * whole
+        assert held > (budget - 0.2) * whole, "as much as whole heads have room"
+        assert plan.ledger(model, LENGTH).cache_bytes.before == whole
+
+    def test_a_budget_below_what_windows_of_the_models_own_take_says_which_one_works(self):
+        model = deploy(tiny("gemma3", sliding_window=32))
+        with pytest.raises(UsageError, match="are 44% of the cache already; the least that works is") as refused:
+            StreamingCache(budget=0.3, length=LENGTH).plan(model)
+        least = float(str(refused.value).rpartition(" ")[2])
+        plan = StreamingCache(budget=least, length=LENGTH).plan(model)
+        assert least - 0.002 < plan.ledger(model, LENGTH).cache_bytes.share <= least
+
     def test_pruned_heads_and_layers_are_left_out_of_the_cache(self, model):
         plan = RetrievalCache(retrieval=finding(model), budget=0.6, sinks=2, window=5, length=LENGTH).plan(model)
         found = deployment(model)
@@ -552,6 +603,17 @@ class TestRefusals:
             pass
         with FullCache().plan(gpt2).applied(gpt2), pytest.raises(UsageError, match="more than the 64 positions"):
             gpt2(TOKENS.repeat(1, 2))
+
+    def test_a_budget_without_room_at_a_length_says_which_length_has_it(self, model):
+        def plan(length):
+            return AttendreCache(budget=0.5, wait=16, length=length).plan(model)
+
+        with pytest.raises(UsageError, match="no budget works at this length") as refused:
+            plan(16)
+        said = int(re.search(r"this one does from (\d+) tokens on", str(refused.value))[1])
+        assert plan(said).ledger(model, said).cache_bytes.share <= 0.5
+        with pytest.raises(UsageError, match=r"least that works|no budget works"):
+            plan(said - 1)
 
     @pytest.mark.parametrize(
         ("make", "message"),

@@ -41,7 +41,7 @@ def test_no_plan_takes_more_than_its_budget_or_other_bytes_than_it_says(name, gr
     try:
         plan = methods(model, budget=budget, length=length, prefill_chunk=chunk)[name].plan(model)
     except UsageError as error:
-        assume("least that works" not in str(error))
+        assume("least that works" not in str(error) and "no budget works at this length" not in str(error))
         raise
     prompt = data.draw(st.integers(2, 64))
     with torch.no_grad(), plan.applied(model):
@@ -107,7 +107,7 @@ def test_retrieval_plans_are_within_budget_and_use_most_of_it(budget, length, bi
             retrieval=finding(model), budget=budget, bits=bits, groups=share, length=length, sinks=2
         ).plan(model)
     except UsageError as error:
-        assume("least that works" not in str(error))
+        assume("least that works" not in str(error) and "no budget works at this length" not in str(error))
         raise
     ledger = plan.ledger(model, length)
     assert ledger.cache_bytes.share <= budget + 1e-9

@@ -10,15 +10,22 @@ import copy
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from accelerate import init_empty_weights
 from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from interp.engine.identity import identity
+from interp.engine.parts import without_hooks
+from interp.engine.precision import in_float32
 from interp.errors import UsageError
 from interp.upstream import WRAPPER, prefer_fused
 
 __all__ = ["Deployment", "deploy", "deployment"]
+
+
+_TOLERANCE = 1e-3
+"""Of log-probabilities, as a share of the largest: sums in other orders, through activations of 20,000."""
 
 
 @dataclass
@@ -52,7 +59,8 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
         The model, in evaluation mode, with the bridge's tokenizer as ``model.tokenizer``.
 
     Raises:
-        UsageError: Not a bridge, or one whose weights no longer have the names of the Hugging Face model.
+        UsageError: Not a bridge, one whose weights no longer have the names of the Hugging Face model, or one that
+            computes something else than the model on these weights, as one in compatibility mode does.
 
     Example:
         >>> hf = interp.deploy(model)
@@ -61,6 +69,7 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
     """
     if not isinstance(model, TransformerBridge):
         raise UsageError(f"deploy takes a TransformerBridge, as interp.load gives it; got {type(model).__name__}")
+    without_hooks(model, "the deployed model")
     original: Any = model.original_model
     weights = {name.replace(WRAPPER, ""): tensor for name, tensor in _weights(original).items()}
     plain: Any = skeleton(original.config, type(original))
@@ -73,6 +82,7 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
     plain.tie_weights()
     plain.to(next(original.parameters()).device)
     plain.eval()
+    _compare(model, plain)
     plain.tokenizer = model.tokenizer
     plain.generation_config = copy.deepcopy(original.generation_config)
     cfg = model.cfg
@@ -105,6 +115,32 @@ def skeleton(config: Any, kind: type[PreTrainedModel]) -> PreTrainedModel:
     prefer_fused(config, kind)
     with init_empty_weights(include_buffers=False):
         return kind(config)
+
+
+@torch.no_grad()
+def _compare(model: TransformerBridge, plain: PreTrainedModel) -> None:
+    """Refuses a bridge that does not give the log-probabilities of the model deployed from it, on a few tokens.
+
+    In float32 where the weights are in half precision, as the walk is compared with the bridge on its first use.
+    """
+    tokens = torch.randint(0, model.cfg.d_vocab, (1, 8), generator=torch.Generator().manual_seed(0)).to(plain.device)
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with in_float32(model), in_float32(plain):
+            theirs, run = model(tokens).float().log_softmax(-1), plain
+            ours = run(input_ids=tokens, use_cache=False).logits.float().log_softmax(-1)
+    finally:
+        for module in training:
+            module.training = True
+    difference = float((ours - theirs).abs().max())
+    if not difference <= _TOLERANCE * max(float(theirs.abs().max()), 1.0):
+        folded = getattr(model, "compatibility_mode", False)
+        why = "compatibility mode folds and centres its weights" if folded else "it was changed since it was loaded"
+        raise UsageError(
+            f"this bridge no longer computes what the Hugging Face model does with the same weights (log-probabilities "
+            f"differ by up to {difference:.2g}): {why}; deploy a bridge as interp.load makes it"
+        )
 
 
 def _weights(model: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -21,8 +21,10 @@ from transformers import PreTrainedModel
 
 from interp.checking import arguments, checked, read_json, typed
 from interp.efficiency.deployment import deployment
+from interp.efficiency.in_force import InForce, Undo
 from interp.errors import InterpError, UsageError
 from interp.results.files import write_text
+from interp.upstream import is_compiled
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -37,17 +39,6 @@ _BEFORE = {1: "it was saved by an earlier version, which did not say how plans a
 """Earlier versions that are read, and what their plans have for `made`."""
 _WHY = ("method", "findings", "made", "scores", "reasons", "errors")
 """Fields that say why, not what."""
-
-
-class Undo(ExitStack):
-    """Changes of a model, taken back in reverse order when it closes."""
-
-    def set(self, owner: Any, name: str, value: Any) -> None:
-        """Sets an attribute, or a parameter or submodule of a module, for the time."""
-        own = vars(owner).get("_parameters", {}).get(name, vars(owner).get("_modules", {}).get(name, _ABSENT))
-        before = own if own is not _ABSENT else vars(owner).get(name, _ABSENT)
-        setattr(owner, name, value)
-        self.callback(_put_back, owner, name, before)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,9 +105,14 @@ class Plan(ABC):
         """Refuses a model that the plan was not made for.
 
         Raises:
-            UsageError: It was not deployed, or has other weights.
+            UsageError: It was not deployed, was compiled, or has other weights.
         """
         found = deployment(model)
+        if is_compiled(model):
+            raise UsageError(
+                f"{found.name} was compiled, and what is compiled goes on without the plan: apply it to the model as "
+                "interp.deploy gives it, and compile what made_permanent gives"
+            )
         if found.fingerprint != self.fingerprint:
             raise UsageError(
                 f"this plan is for {self.model} with the fingerprint {self.fingerprint}, the model is {found.name} "
@@ -138,13 +134,11 @@ class Plan(ABC):
             ...     model.generate(tokens, max_new_tokens=20)
         """
         self.check(model)
-        with Undo() as undo:
-            record = deployment(model)
-            undo.set(model, "deployment", copy.deepcopy(record))
-            with torch.inference_mode(False):  # no gradient would go through weights made in it
-                self.change(model, undo)
-            deployment(model).plans.append(self)
+        mine = InForce(self, model)
+        try:
             yield model
+        finally:
+            mine.end()
 
     def made_permanent(self, model: PreTrainedModel) -> PreTrainedModel:
         """A model of its own with the plan in force for good; `model` stays as it is, and unchanged weights are shared.
@@ -239,16 +233,6 @@ def copied(model: PreTrainedModel) -> PreTrainedModel:
     tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}
     shared = {id(model.tokenizer): model.tokenizer} if getattr(model, "tokenizer", None) is not None else {}
     return copy.deepcopy(model, memo={**tensors, **shared})
-
-
-_ABSENT = object()
-
-
-def _put_back(owner: Any, name: str, before: Any) -> None:
-    if before is _ABSENT:
-        delattr(owner, name)
-    else:
-        setattr(owner, name, before)
 
 
 def _frozen(value: Any) -> Any:

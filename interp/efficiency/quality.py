@@ -181,7 +181,7 @@ class Tasks(Quality):
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         found, run = {}, _callable(model)
         for one in self.tasks:
-            logits = run(input_ids=one.clean.to(model.device), use_cache=False).logits
+            logits = run(input_ids=one.clean.to(model.device)).logits
             found[one.name] = one.accuracy(logits)
             found[f"{one.name}.metric"] = float(one.metric(logits))
         return found

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, StaticCache
 from interp.efficiency.controls import control
 from interp.efficiency.cost import Cost
 from interp.efficiency.deployment import deployment
+from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.method import CONTROLS
 from interp.efficiency.plan import Plan
 from interp.efficiency.quality import Keys, Quality, Text
@@ -204,6 +205,7 @@ def tradeoff(
                     values += [(row.name, "quality", f"{one.name}.{name}", 0, v) for name, v in found.items()]
                     advance(1)
         cost.prepare(model)
+        static = cache_plan(model) is None  # a model whose plan is permanent has a cache of its own
         for repetition in range(repetitions):
             turn = repetition % len(rows)
             for row in (*rows[turn:], *rows[:turn]):
@@ -213,10 +215,12 @@ def tradeoff(
                         found["peak_bytes"] = cost.peak_bytes(model)
                 values += [(row.name, "cost", name, repetition, value) for name, value in found.items()]
                 advance(1)
-            static = StaticCache(config=model.config, max_cache_len=cost.length + cost.steps + 1)
-            found = cost.measure(model, static)
-            values += [(STATIC, "cost", name, repetition, value) for name, value in found.items()]
-    rows.insert(1, Row(STATIC, "dense", DENSE))
+            if static:
+                whole = StaticCache(config=model.config, max_cache_len=cost.length + cost.steps + 1)
+                found = cost.measure(model, whole)
+                values += [(STATIC, "cost", name, repetition, value) for name, value in found.items()]
+    if static:
+        rows.insert(1, Row(STATIC, "dense", DENSE))
     frame = pd.DataFrame(values, columns=["row", "group", "quantity", "repetition", "value"])
     better = {f"{one.name}.{name}": way for one in quality for name, way in one.better.items()}
     ledgers = {

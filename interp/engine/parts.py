@@ -120,12 +120,7 @@ def parts_of(model: TransformerBridge) -> Parts:
         UsageError: The architecture has a part that can't be described, or hooks of the user's own hang on it.
     """
     graph = Graph.of(model)
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
-    if hooked:
-        raise UsageError(
-            f"the model carries hooks of your own ({', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''}), "
-            f"which an analysis would not run; take them off first with model.reset_hooks(including_permanent=True)"
-        )
+    without_hooks(model, "an analysis")
     bridge: Any = model
     weight = bridge.embed.original_component.weight
     config = getattr(bridge.original_model, "config", None)
@@ -143,6 +138,20 @@ def parts_of(model: TransformerBridge) -> Parts:
         device=weight.device,
         dtype=weight.dtype,
     )
+
+
+def without_hooks(model: TransformerBridge, what: str) -> None:
+    """Refuses a bridge on which hooks of the user's own hang.
+
+    Raises:
+        UsageError: There are some; the message says what would not run them.
+    """
+    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    if hooked:
+        raise UsageError(
+            f"the model carries hooks of your own ({', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''}), "
+            f"which {what} would not run; take them off first with model.reset_hooks(including_permanent=True)"
+        )
 
 
 def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:

@@ -36,14 +36,21 @@ def widened(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def in_float32(model: TransformerBridge) -> Iterator[None]:
-    """Within it, the bridge's forward pass computes in float32, block by block; its weights stay as they are."""
-    bridge: Any = model
-    embeddings = [getattr(bridge, name) for name in ("embed", "pos_embed") if hasattr(bridge, name)]
+def in_float32(model: TransformerBridge | nn.Module) -> Iterator[None]:
+    """Within it, the forward pass of a bridge or of a Hugging Face model computes in float32; its weights stay as they
+    are, and few of them at a time are float32: a block's, or of a Hugging Face model one module's."""
+    given: Any = model
+    if isinstance(model, TransformerBridge):
+        embeddings = [getattr(given, name) for name in ("embed", "pos_embed") if hasattr(given, name)]
+        others = [*given.blocks, given.ln_final, given.unembed]
+    else:
+        embeddings = [module for module in given.modules() if isinstance(module, nn.Embedding)]
+        holders = [module for module in given.modules() if next(module.parameters(recurse=False), None) is not None]
+        others = [module for module in holders if not isinstance(module, nn.Embedding)]
     with ExitStack() as stack:
         for embedding in embeddings:
             stack.callback(embedding.register_forward_hook(_widen_output).remove)
-        for module in (*bridge.blocks, bridge.ln_final, bridge.unembed):
+        for module in others:
             _widen_in_calls(module, stack)
         yield
 
@@ -64,6 +71,10 @@ def _widen_in_calls(module: nn.Module, stack: ExitStack) -> None:
         if calls:
             calls.pop().close()
 
-    stack.callback(lambda: [after() for _ in range(len(calls))])
+    def all_after() -> None:
+        while calls:
+            after()
+
+    stack.callback(all_after)
     stack.callback(module.register_forward_pre_hook(before).remove)
     stack.callback(module.register_forward_hook(after, always_call=True).remove)

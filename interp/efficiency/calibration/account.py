@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from interp.efficiency.kv_cache.running import CachedForward
+from interp.efficiency.kv_cache.running import cache_plan
 from interp.errors import UsageError
 from interp.upstream import arguments, cached, take_cache, tokens_in, wants_cache
 
@@ -97,7 +97,7 @@ class Running:
         """Before the forward pass; makes the cache where the model would make one."""
         given = arguments(model.forward, args, kwargs)
         _, tokens = tokens_in(given)
-        if isinstance(vars(model).get("forward"), CachedForward):
+        if cache_plan(model) is not None:
             raise UsageError("calibration needs every key, so no plan for the cache can be in force with it")
         cache = take_cache(given)
         if cache is None and wants_cache(model, given):

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float
 from transformers import DynamicCache, PreTrainedModel
 
+from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.quality import Quality
 from interp.errors import UsageError
 from interp.tasks import Task
@@ -94,11 +95,13 @@ def answers(model: PreTrainedModel, task: Task, batch: int = 16) -> Answers:
     run: Any = model
     tokens, length = task.clean.to(model.device), int(task.lengths[0])
     same = (tokens == tokens[:1]).all(0)
-    shared = min(int(same.int().cumprod(0).sum()), length - 1)
+    # what a plan for the cache drops is dropped behind whole prompts
+    shared = min(int(same.int().cumprod(0).sum()), length - 1) if cache_plan(model) is None else 0
     margins, metrics = [], []
     for part in task.batches(batch):
-        cache = DynamicCache(config=model.config)
+        cache = None
         if shared:
+            cache = DynamicCache(config=model.config)
             run(**cached(model, cache, input_ids=tokens[:1, :shared], logits_to_keep=1))
             cache.batch_repeat_interleave(len(part))
         rest = part.clean[:, shared:length].to(model.device)

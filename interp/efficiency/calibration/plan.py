@@ -15,7 +15,7 @@ from interp.efficiency.calibration.account import Running
 from interp.efficiency.calibration.attention import NAMES, Flagging, Spot
 from interp.efficiency.calibration.costs import attention_ledger
 from interp.efficiency.calibration.rules import ByChannels, rule
-from interp.efficiency.kv_cache.running import CachedForward
+from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
 from interp.efficiency.pruning.anatomy import anatomy
@@ -96,7 +96,7 @@ class CalibrationPlan(Plan):
 def _check(model: PreTrainedModel, implementation: str) -> None:
     name = type(model).__name__
     takes_function(model, "calibration")
-    if isinstance(vars(model).get("forward"), CachedForward):
+    if cache_plan(model) is not None:
         raise UsageError("calibration needs every key, so no plan for the cache can be in force with it")
     if implementation not in NAMES:
         raise UsageError(

@@ -108,7 +108,7 @@ class ActQKVCache(CacheMethod):
         self.spread = attention_spread(model)
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        mean = self.entries(length, self.sinks + 2)
+        mean = self.entries(shape, length, self.sinks + 2)
         recent = min(self.window, (mean - self.sinks) // 2)
         layers = sorted({layer for layer, _ in shape.compressible})
         least = self.sinks + recent

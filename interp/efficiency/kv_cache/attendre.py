@@ -142,8 +142,11 @@ class AttendreCache(CacheMethod):
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
         sinks = sinks_of(self.sinks)
-        waiting = min(int(self.options["wait"]), length) * shape.query_heads / 2
-        n = self.entries(length, sinks + 2, 1 + 4 / shape.entry_bytes, waiting)
+
+        def waiting(length: int) -> float:
+            return min(int(self.options["wait"]), length) * shape.query_heads / 2
+
+        n = self.entries(shape, length, sinks + 2, 1 + 4 / shape.entry_bytes, waiting)
         window = min(max(int(self.recent * n), 1), n - sinks)
         kept = {"keep": "top", "score": "attendre", "n": n, "window": window, "sinks": sinks, "options": self.options}
         return dict.fromkeys(shape.compressible, kept)

@@ -70,7 +70,7 @@ class CItruSCache(CacheMethod):
         self.asked, self.window = instruction, window
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        n = self.entries(length, (self.window or 0) + 1)
+        n = self.entries(shape, length, (self.window or 0) + 1)
         window = n // 4 if self.window is None else self.window
         kept = {"keep": "top", "score": "citrus", "n": n, "window": window, "sinks": 0}
         return dict.fromkeys(shape.compressible, kept)

@@ -43,6 +43,12 @@ class Geometry:
         """Bytes of one token's key and value in one head."""
         return 2 * self.head_dim * self.itemsize
 
+    def entries(self, length: int) -> tuple[int, int]:
+        """Entries of the whole cache behind a prompt: of layers that see a window by design, and of the others."""
+        rows = [(len(heads), window) for heads, window in zip(self.groups, self.own_windows, strict=True)]
+        windows = sum(heads * min(window, length) for heads, window in rows if window is not None)
+        return windows, sum(heads * length for heads, window in rows if window is None)
+
     @property
     def compressible(self) -> list[tuple[int, int]]:
         """Layer and key-value head of those that see the whole text."""

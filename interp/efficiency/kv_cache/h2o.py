@@ -65,7 +65,7 @@ class H2OCache(CacheMethod):
         self.recent = self.share("recent", recent)
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        n = self.entries(length, 2, 1 + 4 / shape.entry_bytes)
+        n = self.entries(shape, length, 2, 1 + 4 / shape.entry_bytes)
         window = max(int(self.recent * n), 1)
         kept = {"keep": "top", "score": "h2o", "n": n, "window": window, "sinks": 0}
         return dict.fromkeys(shape.compressible, kept)

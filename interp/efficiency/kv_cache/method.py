@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedModel
@@ -29,8 +32,8 @@ class CacheMethod(Method):
     """Makes plans for the cache.
 
     Args:
-        budget: The share of the cache's bytes that is kept at `length` tokens, in (0, 1], of the layers that see the
-            whole text: layers that see a window by design keep it. 1 keeps everything.
+        budget: The share of the cache's bytes that is kept at `length` tokens, in (0, 1]. 1 keeps everything. Layers
+            that see a window by design keep it, and what they take comes off the budget of the others.
         length: The prompt's length that the budget is for, in tokens; 2,048 or the model's context unless given.
         prefill_chunk: Tokens of a prompt that are processed at once, see `KVPlan`.
     """
@@ -118,25 +121,62 @@ class CacheMethod(Method):
             raise UsageError(f"{self.name}: {what} must be a share in (0, 1], got {value}")
         return value
 
-    def entries(self, length: int, least: int, each: float = 1.0, beside: float = 0.0) -> int:
-        """The budget in entries of each head.
+    def room(self, shape: Geometry, length: int) -> float:
+        """The budget as a share of what the layers hold that see the whole text; the others' windows come off it."""
+        windows, whole = shape.entries(length)
+        return (self.budget * (windows + whole) - windows) / whole
+
+    def entries(
+        self, shape: Geometry, length: int, least: int, each: float = 1.0, beside: Callable[[int], float] = lambda _: 0
+    ) -> int:
+        """The budget in entries of each head that sees the whole text.
 
         Args:
+            shape: The cache's.
             length: Tokens of the prompt.
             least: Fewer entries make no sense.
             each: What an entry takes with the numbers kept for it, as a multiple of its key and value.
-            beside: What else a head holds, in entries.
+            beside: What else a head holds, in entries, behind a prompt of so many tokens.
 
         Raises:
-            UsageError: Fewer than `least`; the message says which budget works.
+            UsageError: Fewer than `least`; the message says which budget works, or which length.
         """
-        n = int((self.budget * length - beside) / each + 1e-9)
-        if n < least:
-            raise UsageError(
-                f"{self.name}: a budget of {self.budget:.3g} at {length} tokens is {n} entries, and sinks and recent "
-                f"tokens alone are {least}; the least that works is {(least * each + beside) / length:.3g}"
-            )
-        return n
+
+        def found(length: int) -> int:
+            return int((self.room(shape, length) * length - beside(length)) / each + 1e-9)
+
+        if (n := found(length)) >= least:
+            return n
+        raise self.too_small(
+            f"{max(n, 0)} entries of each head, and sinks and recent tokens alone are {least}",
+            (least * each + beside(length)) / length,
+            shape,
+            length,
+            lambda at: found(at) >= least,
+        )
+
+    def too_small(
+        self, what: str, needed: float, shape: Geometry, length: int, fits: Callable[[int], bool] | None = None
+    ) -> UsageError:
+        """What is raised where a budget has no room.
+
+        Args:
+            what: What the budget is.
+            needed: The least that works, as a share of what the layers hold that see the whole text.
+            shape: The cache's.
+            length: Tokens of the prompt.
+            fits: Whether the budget works at a length, for where no budget works at this one.
+        """
+        windows, whole = shape.entries(length)
+        said = f"{self.name}: a budget of {self.budget:.3g} at {length} tokens is {what}"
+        if windows:
+            said += f"; windows that layers have by design are {windows / (windows + whole):.0%} of the cache already"
+        least = (needed * whole + windows) / (windows + whole)
+        if least <= 1 or fits is None:
+            return UsageError(f"{said}; the least that works is {math.ceil(least * 1000 - 1e-6) / 1000:g}")
+        longest = next(length << doubled for doubled in itertools.count() if fits(length << doubled))
+        shortest = length + bisect.bisect_left(range(length, longest), True, key=fits)
+        return UsageError(f"{said}; no budget works at this length, and this one does from {shortest} tokens on")
 
 
 def sinks_of(sinks: SinkPositions | int | None) -> int:

@@ -19,7 +19,7 @@ from interp.efficiency.kv_cache.cache import KVCache, Part
 from interp.efficiency.kv_cache.geometry import geometry
 from interp.efficiency.kv_cache.policies import described, entries, entry_bytes, store
 from interp.efficiency.kv_cache.rope import rotation
-from interp.efficiency.kv_cache.running import CachedForward, PreparedCache
+from interp.efficiency.kv_cache.running import CachedForward, PreparedCache, cache_plan
 from interp.efficiency.ledger import Amount, Ledger
 from interp.efficiency.plan import Plan, Undo, fit
 from interp.errors import UsageError
@@ -75,7 +75,7 @@ class KVPlan(Plan):
         return KVCache(self.identity, [make for make, _ in self._layers(model)], [n for _, n in self._layers(model)])
 
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
-        if isinstance(vars(model).get("forward"), CachedForward):
+        if cache_plan(model) is not None:
             raise UsageError("a plan for the cache is in force already; a model takes one at a time")
         self._layers(model)
         undo.set(model, PREPARE_CACHE, PreparedCache(model, self, getattr(model, PREPARE_CACHE)))

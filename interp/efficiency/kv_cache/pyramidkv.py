@@ -54,7 +54,7 @@ class PyramidKVCache(SnapKVCache):
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
         layers = sorted({layer for layer, _ in shape.compressible})
-        room = self.entries(length, self.window + 1) - self.window
+        room = self.entries(shape, length, self.window + 1) - self.window
         most = length - self.window
         if self.shape == "measured":
             budgets = shared_out([self.spread[layer] for layer in layers], room, most)

@@ -66,9 +66,6 @@ class QuantizedCache(CacheMethod):
             kept = {"keep": "quantized", "bits": bits, "group": self.group, "residual": self.residual}
             kept["sinks"] = sinks_of(self.sinks)
             sizes[bits] = entry_bytes(kept, length, shape) / (length * shape.entry_bytes)
-            if not self.stated or sizes[bits] <= self.budget:
+            if not self.stated or sizes[bits] <= self.room(shape, length):
                 return dict.fromkeys(shape.compressible, kept)
-        raise UsageError(
-            f"quantized: a budget of {self.budget:.3g} at {length} tokens is less than {min(sizes)} bits take; the "
-            f"least that works is {min(sizes.values()):.3g}"
-        )
+        raise self.too_small(f"less than {min(sizes)} bits take", min(sizes.values()), shape, length)

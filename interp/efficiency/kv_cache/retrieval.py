@@ -26,6 +26,8 @@ __all__ = ["RetrievalCache"]
 _FOR_WINDOWS = 0.3
 """Share of the budget that windows take where none is asked for; the rest goes to heads that keep everything."""
 
+_NO_ROOM = "less than the heads asked for take, and sinks and a window in the others"
+
 
 class RetrievalCache(CacheMethod):
     """Keeps everything for the key-value heads that retrieve most, sinks and a window for the others.
@@ -111,33 +113,29 @@ class RetrievalCache(CacheMethod):
         """The first heads of an order keep everything."""
         sinks = sinks_of(self.sinks)
         whole = FULL if self.bits is None else {"keep": "quantized", "bits": self.bits, "sinks": sinks}
-        full, window = self._sizes(len(order), length, entry_bytes(whole, length, shape) / shape.entry_bytes, sinks)
+        full, window = self._sizes(shape, length, entry_bytes(whole, length, shape) / shape.entry_bytes, sinks)
         kept = {"keep": "window", "sinks": sinks, "window": window, "positions": "kept"}
         return {at: (whole if number < full else kept) for number, at in enumerate(order)}
 
-    def _sizes(self, heads: int, length: int, whole: float, sinks: int) -> tuple[int, int]:
+    def _sizes(self, shape: Geometry, length: int, whole: float, sinks: int) -> tuple[int, int]:
         """How many heads keep everything, at what that takes in entries, and the others' window.
 
         Raises:
             UsageError: No room for them; the message says which budget works.
         """
-        room = self.budget * heads * length + 1e-6
+        heads, share = len(shape.compressible), self.room(shape, length)
+        room = share * heads * length + 1e-6
         if self.groups is not None:
             full = round(self.groups * heads)
             others = heads - full
             window = min(int((room - full * whole) / others) - sinks, length) if others else 1
             if window < 1 or full * whole > room:
-                raise self._too_small((full * whole + others * (sinks + 1)) / (heads * length), length)
+                raise self.too_small(_NO_ROOM, (full * whole + others * (sinks + 1)) / (heads * length), shape, length)
             return full, window
-        window = max(int(_FOR_WINDOWS * self.budget * length) - sinks, 1) if self.window is None else self.window
+        window = max(int(_FOR_WINDOWS * share * length) - sinks, 1) if self.window is None else self.window
         window = max(min(window, int(whole) - sinks - 1), 1)
         full = min(int((room - heads * (sinks + window)) / (whole - sinks - window)), heads)
         if full < 1:
-            raise self._too_small((whole + (heads - 1) * (sinks + window)) / (heads * length), length)
+            least = (whole + (heads - 1) * (sinks + window)) / (heads * length)
+            raise self.too_small(_NO_ROOM, least, shape, length)
         return full, window
-
-    def _too_small(self, least: float, length: int) -> UsageError:
-        return UsageError(
-            f"retrieval: a budget of {self.budget:.3g} at {length} tokens has no room for the heads asked for, and "
-            f"sinks and a window in the others; the least that works is {least:.3g}"
-        )

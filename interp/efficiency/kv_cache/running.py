@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,13 +22,13 @@ from interp.upstream import arguments, attending, cached, take_cache, tokens_in,
 if TYPE_CHECKING:
     from interp.efficiency.kv_cache.plan import KVPlan
 
-__all__ = ["CachedForward", "PreparedCache", "with_cache"]
+__all__ = ["CachedForward", "PreparedCache", "beneath", "cache_plan", "uncached", "with_cache"]
 
 
 class CachedForward:
     """A model's `forward` that makes a compressed cache where none is passed, and feeds long prompts in chunks.
 
-    Without a cache (``use_cache=False``), or with one of transformers', the model runs as it did.
+    Without a cache (``use_cache=False``), or with one of transformers', nothing would be compressed: refused.
     An object, not a function, so that a copy of the model gets one of its own.
 
     Args:
@@ -47,9 +48,8 @@ class CachedForward:
         cache = take_cache(given)
         if cache is None and wants_cache(self.model, given):
             cache = self.plan.new_cache(self.model)
+        _check(cache)
         given = cached(self, cache, **given)
-        if not isinstance(cache, KVCache):
-            return self.before(**given)
         if cache.made_for != self.plan.identity:
             raise UsageError("this cache was made by another plan; start a new cache for the plan that is in force")
         with attending(self.model, NAME):
@@ -130,13 +130,53 @@ class PreparedCache:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         given = self.__signature__.bind(*args, **kwargs).arguments
         config, model_kwargs = given["generation_config"], given["model_kwargs"]
-        asked = config.cache_implementation not in (None, self.model.generation_config.cache_implementation)
-        if take_cache(dict(model_kwargs)) is None and config.use_cache is not False and not asked:
-            cache = self.plan.new_cache(self.model)
-            cache.expect(given["max_cache_length"])
-            model_kwargs.update(cached(self.model, cache))
-            return None
-        return self.before(*args, **kwargs)
+        if config.cache_implementation not in (None, self.model.generation_config.cache_implementation):
+            raise UsageError(
+                f"a plan for the cache is in force, and cache_implementation={config.cache_implementation!r} asks for "
+                f"another cache: {_INSTEAD}"
+            )
+        cache = take_cache(dict(model_kwargs))
+        if cache is not None or config.use_cache is False:
+            _check(cache)
+            return self.before(*args, **kwargs)
+        cache = self.plan.new_cache(self.model)
+        cache.expect(given["max_cache_length"])
+        model_kwargs.update(cached(self.model, cache))
+        return None
+
+
+def cache_plan(model: PreTrainedModel) -> KVPlan | None:
+    """The plan for the cache that is in force on a model; none if there is none."""
+    forward = vars(model).get("forward")
+    return forward.plan if isinstance(forward, CachedForward) else None
+
+
+def beneath(model: PreTrainedModel) -> Callable[..., Any]:
+    """A model's `forward` beneath the plan for the cache that may be in force."""
+    forward = vars(model).get("forward")
+    return forward.before if isinstance(forward, CachedForward) else model.forward
+
+
+def uncached(model: PreTrainedModel) -> Callable[..., Any]:
+    """A model's call that keeps nothing, under a plan for the cache as well: for what is measured on whole texts."""
+    return partial(model if cache_plan(model) is None else beneath(model), use_cache=False)
+
+
+_INSTEAD = (
+    "leave it out, and the plan makes its cache, or pass one of plan.new_cache(model); to run without the plan, leave "
+    "`plan.applied`"
+)
+
+
+def _check(cache: Any) -> None:
+    """Refuses what a plan for the cache would be without effect on."""
+    if cache is None:
+        raise UsageError(f"a plan for the cache is in force, and use_cache=False keeps no cache: {_INSTEAD}")
+    if not isinstance(cache, KVCache):
+        raise UsageError(
+            f"a plan for the cache is in force, and {type(cache).__name__} is a cache of another kind, which would "
+            f"keep what it keeps: {_INSTEAD}"
+        )
 
 
 @contextmanager

@@ -82,7 +82,7 @@ class SnapKVCache(CacheMethod):
         self.window, self.kernel, self.pooling = window, kernel, pooling
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        return dict.fromkeys(shape.compressible, self.kept(self.entries(length, self.window + 1)))
+        return dict.fromkeys(shape.compressible, self.kept(self.entries(shape, length, self.window + 1)))
 
     def kept(self, n: int) -> dict[str, Any]:
         """The policy that keeps so many entries."""

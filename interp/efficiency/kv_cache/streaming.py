@@ -53,6 +53,6 @@ class StreamingCache(CacheMethod):
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
         sinks = sinks_of(self.sinks)
         beside = sinks / 2 if self.positions == "reindexed" else 0  # the sinks' keys as they came
-        window = self.entries(length, sinks + 1, 1, beside) - sinks
+        window = self.entries(shape, length, sinks + 1, 1, lambda _: beside) - sinks
         kept = {"keep": "window", "sinks": sinks, "window": window, "positions": self.positions}
         return dict.fromkeys(shape.compressible, kept)

@@ -17,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.efficiency.kv_cache.running import uncached
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice, choose_neurons
 from interp.efficiency.pruning.method import ScoredPruning
@@ -96,10 +97,10 @@ def input_norms(
         return hook
 
     hooks = [module.register_forward_pre_hook(summing(name)) for name, module in maps.items()]
-    run: Any = model
+    run = uncached(model)
     try:
         for row in tokens:
-            run(input_ids=row[None].to(model.device), use_cache=False, logits_to_keep=1)
+            run(input_ids=row[None].to(model.device), logits_to_keep=1)
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,6 +20,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.efficiency.kv_cache.running import uncached
 from interp.efficiency.plan import Undo
 from interp.efficiency.pruning.anatomy import Anatomy, anatomy
 from interp.efficiency.pruning.choosing import Choice
@@ -213,5 +214,5 @@ def _reasons(body: Anatomy, costs: dict[tuple[str, int], float]) -> tuple[Reason
 
 @torch.no_grad()
 def _loss(model: PreTrainedModel, tokens: Int[Tensor, "text pos"]) -> float:
-    run: Any = model
-    return float(run(input_ids=tokens, labels=tokens, use_cache=False).loss)
+    run = uncached(model)
+    return float(run(input_ids=tokens, labels=tokens).loss)

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.efficiency.kv_cache.running import uncached
 from interp.efficiency.pruning.anatomy import anatomy
 from interp.gradients import gradients
 from interp.tasks import Task, corpus, sized
@@ -74,12 +75,12 @@ class GradientScores:
 
     def _total(self, model: PreTrainedModel) -> Float[Tensor, ""]:
         """The loss or the metric, summed over texts or prompts."""
-        run: Any = model
+        run = uncached(model)
         if isinstance(self.source, Task):
             task = self.source.to(model.device)
-            logits = task.end_logits(run(input_ids=task.clean, use_cache=False).logits)
+            logits = task.end_logits(run(input_ids=task.clean).logits)
             return task.measure(logits, task.right, task.wrong, logits.detach()).sum()
         tokens = corpus(
             self.source, model, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find")
         ).to(model.device)
-        return run(input_ids=tokens, labels=tokens, use_cache=False).loss * len(tokens)
+        return run(input_ids=tokens, labels=tokens).loss * len(tokens)

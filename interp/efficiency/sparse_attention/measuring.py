@@ -103,6 +103,6 @@ def text_loss(model: PreTrainedModel, tokens: Int[Tensor, "row pos"], skip: int 
     run: Any = model
     losses = []
     for row in tokens.to(model.device):
-        logits = run(input_ids=row[None], use_cache=False).logits[0, skip:-1].float()
+        logits = run(input_ids=row[None]).logits[0, skip:-1].float()
         losses.append(torch.nn.functional.cross_entropy(logits, row[skip + 1 :]))
     return float(torch.stack(losses).mean())

@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from interp.efficiency.kv_cache.running import beneath
 from interp.efficiency.sparse_attention.patterns import View
 from interp.efficiency.sparse_attention.running import See, SparseForward
 
@@ -24,7 +25,7 @@ def observe(model: PreTrainedModel, tokens: Int[Tensor, "row pos"], block: int, 
         block: Tokens of the views' blocks.
         see: Is called with a view of all heads and the values "kv_head key d".
     """
-    forward = SparseForward(model, _Nothing(block), model.forward, see)  # type: ignore[arg-type]
+    forward = SparseForward(model, _Nothing(block), beneath(model), see)  # type: ignore[arg-type]
     with torch.no_grad():
         forward(input_ids=tokens.to(model.device), use_cache=False, logits_to_keep=1)
 

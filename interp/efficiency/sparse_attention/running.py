@@ -15,7 +15,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.attention import Deferred, cached_attention
 from interp.efficiency.kv_cache.cache import KVCache
 from interp.efficiency.kv_cache.geometry import geometry
-from interp.efficiency.kv_cache.running import CachedForward
+from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.sparse_attention.flexible import flexible
 from interp.efficiency.sparse_attention.gathered import dense, gathered, windowed
 from interp.efficiency.sparse_attention.patterns import DENSE, View, pattern
@@ -82,10 +82,10 @@ def in_one_go(model: PreTrainedModel) -> None:
     Raises:
         UsageError: Such a plan is in force.
     """
-    outer = vars(model).get("forward")
-    if isinstance(outer, CachedForward) and outer.plan.prefill_chunk is not None:
+    plan = cache_plan(model)
+    if plan is not None and plan.prefill_chunk is not None:
         raise UsageError(
-            f"the plan for the cache reads prompts in chunks (prefill_chunk={outer.plan.prefill_chunk}) and drops "
+            f"the plan for the cache reads prompts in chunks (prefill_chunk={plan.prefill_chunk}) and drops "
             "entries between them, where blocks have no place; make it with prefill_chunk=None beside sparse prefill"
         )
 
