@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -9,18 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
 from interp.efficiency.deployment import Deployment, deployment, skeleton
 from interp.efficiency.plan import Plan, Undo
 from interp.errors import InterpError, UsageError
-from interp.results.files import replacing, write_text
+from interp.results.files import write_text
+from interp.results.folders import settle, together
 
 __all__ = ["load", "save"]
 
-_FORMAT, _WEIGHTS, _ABOUT = 1, "model.safetensors", "plans.json"
+_FORMAT, _WEIGHTS, _ABOUT, _CONFIG = 1, "model.safetensors", "plans.json", "config.json"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_MARK = "interp.saved"
 
 
 def save(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
@@ -46,17 +50,15 @@ def save(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().contiguous()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / _WEIGHTS) as aside:
-            save_file(tensors, aside, metadata={"format": "pt"})
-        model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        write_text(folder / _ABOUT, json.dumps(record, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise InterpError(f"could not write the model to {folder}: {error}") from error
+    with together(folder, instead_of=_written_before(folder)) as aside:
+        for part in (model.config, model.generation_config, tokenizer):
+            if part is not None:
+                part.save_pretrained(aside)
+        record["config_sha256"] = _sha256((aside / _CONFIG).read_bytes())
+        record["saved"] = _sha256(json.dumps(record).encode())[:16]
+        record["files"] = sorted([_ABOUT, _WEIGHTS, *(path.name for path in aside.iterdir())])
+        save_file(tensors, aside / _WEIGHTS, metadata={"format": "pt", _MARK: record["saved"]})
+        write_text(aside / _ABOUT, json.dumps(record, indent=1) + "\n")
 
 
 def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
@@ -67,6 +69,7 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
         UsageError: Another format or an unknown kind of plan.
     """
     folder = Path(directory)
+    settle(folder)
     try:
         record: dict[str, Any] = json.loads((folder / _ABOUT).read_text())
         tensors = load_file(folder / _WEIGHTS)
@@ -75,6 +78,7 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
         raise InterpError(f"could not load a model from {folder}: {error}") from error
     if record.get("format") != _FORMAT:
         raise UsageError(f"{folder} has format {record.get('format')}, this library reads {_FORMAT}; save it again")
+    _of_one(folder, record)
     model: Any = skeleton(config, getattr(transformers, record["class"]))
     model.deployment = _whole(record, model)
     for stored in record["plans"]:
@@ -88,7 +92,8 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
         raise InterpError(f"{folder / _WEIGHTS} lacks {empty[0]}; save the model again")
     if (folder / "generation_config.json").is_file():
         model.generation_config = GenerationConfig.from_pretrained(folder)
-    if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+    listed = record.get("files", _TOKENIZER)
+    if any((folder / name).is_file() for name in _TOKENIZER if name in listed):
         model.tokenizer = AutoTokenizer.from_pretrained(folder)
     model.eval()
     return model
@@ -100,3 +105,33 @@ def _whole(record: dict[str, Any], model: PreTrainedModel) -> Deployment:
     kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     layers = list(record["layers"])
     return Deployment(record["name"], record["fingerprint"], layers, [list(range(kv_heads)) for _ in layers])
+
+
+def _written_before(folder: Path) -> list[str]:
+    """The files of the model that stands there, by what it says; none if it says nothing."""
+    try:
+        files = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["files"]
+        return [name for name in files if name == Path(name).name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _of_one(folder: Path, record: dict[str, Any]) -> None:
+    """Refuses weights and a configuration that were saved with other plans, as far as they say so.
+
+    Raises:
+        InterpError: They say so.
+    """
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        mark = (file.metadata() or {}).get(_MARK)
+    config = _sha256((folder / _CONFIG).read_bytes())
+    wrong = _WEIGHTS if mark != record.get("saved", mark) else _CONFIG
+    if wrong == _WEIGHTS or config != record.get("config_sha256", config):
+        raise InterpError(
+            f"{folder / wrong} is not the one that {folder / _ABOUT} was saved with: one of them was replaced without "
+            "the other; save the model again, or copy all its files anew"
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
