@@ -25,6 +25,7 @@ from interp.efficiency.tradeoff import Row, Tradeoff
 from interp.features import (
     Dictionary,
     Interpretations,
+    Place,
     TopK,
     TopKCrosscoder,
     cross_layer_transcoder,
@@ -93,6 +94,12 @@ def _scores(seed: int) -> xr.DataArray:
     return interp.results.scores(values, ("layer", "head"), units="logits", fingerprint="f" * 16, model="small")
 
 
+def _finding(seed: int) -> Any:
+    return retrieval(
+        threshold=0.1 + 0.5 * seed, evidence=dict.fromkeys(("scores", "low", "high"), heads(SCORES / (1 + seed)))
+    )
+
+
 def _circuit(seed: int) -> Circuit:
     edges = {("input", "a0.h1<q>"): 0.5 + seed, ("a0.h1", "m0"): -0.25, ("m0", "logits"): 1.0}
     about = {"task": "t", "model": "small", "fingerprint": "f" * 16, "method": "eap", "heads_per_kv": 2}
@@ -141,7 +148,7 @@ def _saved_tradeoff(found: Tradeoff, folder: Path) -> Path:
 
 
 def _dictionary(seed: int) -> TopK:
-    made = TopK(6, 10 + seed, 2 + seed, reads="resid_post.1", writes="resid_post.1", seed=seed)
+    made = TopK(6, 10 + seed, 2 + seed, reads=Place("resid_post", 1), seed=seed)
     made.model = ("small", "f" * 16)
     return made.eval()
 
@@ -213,10 +220,8 @@ KINDS = {
     "scores": Kind(_scores, _by(interp.results.save, "x.safetensors"), "interp.scores/1"),
     "scores, json": Kind(_scores, _by(interp.results.save, "scores.json"), "interp.scores/1"),
     "scores, netCDF": Kind(_scores, _by(interp.results.save, "x.nc"), "interp.scores/1"),
-    "finding": Kind(lambda seed: retrieval(threshold=0.1 + seed), _into(""), "interp.finding/1"),
-    "finding, json": Kind(
-        lambda seed: retrieval(evidence={"scores": heads(SCORES + seed)}), _into("x.json"), "interp.finding/1"
-    ),
+    "finding": Kind(_finding, _into(""), "interp.finding/1"),
+    "finding, json": Kind(_finding, _into("x.json"), "interp.finding/1"),
     "circuit": Kind(_circuit, _into("circuit.json"), "interp.circuit/1"),
     "feature circuit": Kind(_feature_circuit, _into("x.json"), "interp.feature_circuit/1"),
     "plan": Kind(_plan, _into("plan.json"), "a plan"),

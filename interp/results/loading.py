@@ -143,7 +143,8 @@ def _telling(folder: Path) -> str:
             raise UsageError(f"{folder} holds several things; load one of them: {', '.join(there)}")
     if (folder / "config.json").is_file():
         raise UsageError(f"{folder} holds a model without plans; interp.load(path) loads it")
-    there = sorted(path.name for path in folder.iterdir() if path.suffix in _KINDS)
+    files = sorted(path for path in folder.iterdir() if path.suffix in _KINDS)
+    there = [path.name for path in files if path.suffix == ".json" or path.with_suffix(".json") not in files]
     if len(there) == 1:
         return there[0]
     inner = there or sorted(path.name for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
