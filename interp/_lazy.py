@@ -7,6 +7,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from operator import attrgetter
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic, TypeVar
@@ -65,7 +66,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     Args:
         package: Where the modules are.
-        **places: Name: ``module:attribute``.
+        **places: Name: ``module:attribute``, or an attribute's own.
     """
 
     def __init__(self, package: str, **places: str) -> None:
@@ -73,7 +74,7 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __getitem__(self, name: str) -> T:
         module, _, attribute = self._places[name].partition(":")
-        return getattr(importlib.import_module(f"{self._package}.{module}"), attribute)
+        return attrgetter(attribute)(importlib.import_module(f"{self._package}.{module}"))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)

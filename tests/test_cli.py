@@ -31,6 +31,7 @@ def test_patch_writes_its_files_and_prints_the_strongest(tmp_path):
     written = tmp_path / "o"
     assert {p.name for p in written.iterdir()} == {"scores.json", "scores.csv", "heatmap.html", "heatmap.png"}
     scores = interp.results.load(written / "scores.json")
+    assert interp.results.load(written).identical(scores)
     strongest = interp.results.top(scores, 1).iloc[0]
     assert (int(strongest["layer"]), int(strongest["head"])) == (1, 0)
     assert f"{strongest['value']:+.4f}" in done.stdout
@@ -44,7 +45,8 @@ def test_circuit_writes_what_it_found_and_tests_it(tmp_path):
     assert done.returncode == 0, done.stderr
     written = {"circuit.json", "eap-ig.json", "scores.csv", "circuit.html", "circuit.png", "faithfulness.png"}
     assert {path.name for path in tmp_path.iterdir()} == written
-    circuit = interp.results.Circuit.load(tmp_path / "circuit.json")
+    circuit = interp.results.load(tmp_path)
+    assert circuit.edges == interp.results.Circuit.load(tmp_path / "circuit.json").edges
     truth = {tuple(edge) for edge in interp.models.known_circuit("toy-induction")["edges"]}
     assert circuit.in_edges == truth
     again = interp.results.Circuit.from_eap_ig(tmp_path / "eap-ig.json")

@@ -7,6 +7,7 @@ import json
 import pytest
 from command_line import command
 
+import interp
 from interp.efficiency import METHODS, Plan
 from interp.efficiency.making import arguments
 
@@ -14,7 +15,6 @@ from interp.efficiency.making import arguments
 @pytest.fixture(scope="module")
 def heads(tmp_path_factory):
     """Retrieval heads of the hand-wired model, made by the command that makes them."""
-    import interp
     from interp.engine.identity import identity
     from interp.results import scores
     from interp.results.findings import RetrievalHeads
@@ -44,12 +44,14 @@ def test_a_plan_is_made_and_its_trade_off_measured(tmp_path):
     done = command("compress", "--method", "streaming", "--budget", 0.5, "--length", 128, "--out", tmp_path / "half")
     assert done.returncode == 0, done.stderr
     assert Plan.load(tmp_path / "half" / "plan.json").budget == 0.5
+    assert interp.results.load(tmp_path / "half") == Plan.load(tmp_path / "half" / "plan.json")
     assert "streaming at 50%" in done.stdout
     assert not (tmp_path / "half" / "model").exists()
     sizes = ["--length", 128, "-n", 1, "--steps", 2, "--repetitions", 1]
     done = command("tradeoff", "--plan", tmp_path / "half", *sizes, "--out", tmp_path / "measured")
     assert done.returncode == 0, done.stderr
     rows = {row["row"]: row for row in json.loads((tmp_path / "measured" / "tradeoff.json").read_text())["rows"]}
+    assert interp.results.load(tmp_path / "measured").rows[2].plan == interp.results.load(tmp_path / "half")
     assert rows["half"]["cache_bytes"] < rows["dense"]["cache_bytes"]
     assert rows["half"]["control"] == "random"
     assert rows["half, random"]["cache_bytes"] == rows["half"]["cache_bytes"]

@@ -8,6 +8,7 @@ import pytest
 import torch
 from command_line import command
 
+import interp
 from interp.errors import UsageError
 from interp.features import Dictionary, load_circuit_tracer, load_transcoders
 
@@ -33,6 +34,8 @@ def test_a_dictionary_is_trained_judged_and_read(tmp_path):
     done = command("sae", "dashboard", tmp_path, "--tokens", 1000, "--features", 3)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "dashboard" / "index.html").is_file()
+    assert interp.results.load(tmp_path / "dashboard").features.tolist() == [0, 1, 2]
+    assert torch.equal(interp.results.load(tmp_path).W_enc, dictionary.W_enc)
 
 
 @pytest.mark.real_model
@@ -47,6 +50,8 @@ def test_transcoders_of_several_layers_come_from_one_pass(tmp_path):
     }
     x = torch.randn(5, 576, generator=torch.Generator().manual_seed(0))
     same = load_circuit_tracer(tmp_path / "layer_2.safetensors", "mlp_in.2", "mlp_out.2")
+    assert list(interp.results.load(tmp_path)) == [1, 2]
+    assert interp.results.load(tmp_path / "layer_2.safetensors").reads == same.reads
     torch.testing.assert_close(same(x), made[2](x))
     reports = [json.loads(line) for line in (tmp_path / "layer_1" / "metrics.jsonl").read_text().splitlines()]
     assert reports[-1]["l0"] <= 32

@@ -10,6 +10,7 @@ from command_line import command
 from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
+import interp
 from interp.cli import app
 from interp.tracing import AttributionGraph
 from interp.tracing.formats import circuit_tracer
@@ -45,6 +46,7 @@ def test_a_graph_file_is_shown_again_without_its_model(tmp_path):
     done = run(path, "--out", tmp_path / "again", "--nodes", 0.5, "--paths", 2)
     assert done.exit_code == 0, done.output
     small = circuit_tracer.read(tmp_path / "again" / "graph.json")
+    assert list(interp.results.load(tmp_path / "again").nodes.index) == list(random_graph().nodes.index)
     assert list(small.nodes.index) == list(random_graph().pruned(0.5).nodes.index)
     assert json.loads((tmp_path / "again" / "graph.json").read_text())["metadata"]["node_threshold"] == 0.5
 

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from killing import killed_at
 
 from interp.errors import InterpError
 from interp.models.cache import cache_root, is_complete, model_directory, obtain, verify
@@ -97,6 +98,23 @@ def test_killed_conversion_is_redone_and_its_remains_removed(cache, tmp_path):
 
     assert (directory / "model.safetensors").read_bytes() == b"0123456789"
     assert not list((cache / "models").glob(".m.partial-*"))
+
+
+def test_killed_while_a_model_is_replaced_the_old_or_the_new_one_is_there(cache):
+    def built(text):
+        return lambda into: (into / "config.json").write_text(text) and {"model": text}
+
+    step, seen = 1, []
+    obtain("m", built("old"))
+    while killed_at(step, lambda: obtain("m", built("new"), force=True), cache):
+        directory = obtain("m", lambda into: pytest.fail("both were lost"))
+        verify(directory, "")
+        seen.append((directory / "config.json").read_text())
+        obtain("m", built("old"), force=True)
+        assert not list(directory.parent.glob(".m.partial-*"))
+        step += 1
+    assert seen == sorted(seen, reverse=True)
+    assert set(seen) == {"old", "new"}
 
 
 def test_two_processes_on_a_first_use_build_once_and_see_the_same_files(tmp_path):

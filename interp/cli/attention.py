@@ -30,6 +30,7 @@ def attention(
 ) -> None:
     """Show a prompt's attention: all heads, the pattern of one, and its lines, on a page that answers to clicks."""
     import interp
+    from interp.results.folders import together
 
     shown, wanted = _head(head), numbers(layers)
     writable(directory)
@@ -38,8 +39,9 @@ def attention(
     other = interp.attention.patterns(bridge, beside, wanted) if beside is not None else None
     layer, index = shown or (None, None)
     picture = interp.plots.attention_view(patterns, other, layer=layer, head=index)
-    for name in ("attention.html", "attention.png"):
-        interp.plots.save(picture, directory / name)
+    with together(directory) as aside:
+        for name in ("attention.html", "attention.png"):
+            interp.plots.save(picture, aside / name)
     out.print(f"written to {directory}: attention.html, attention.png", soft_wrap=True)
 
 

@@ -68,6 +68,7 @@ def circuit(
     """Find the circuit of a behaviour, test it, and write it to --out."""
     import interp
     from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
+    from interp.results.folders import together
 
     known_task(task, metric)
     known("split", split, interp.tasks.SPLITS)
@@ -96,7 +97,8 @@ def circuit(
         fresh = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=other)
         evaluation = interp.circuits.evaluate(bridge, found, fresh, ablation=ablation, with_curve=True, seed=seed)
     if directory:
-        _write(directory, bridge, behaviour, found, evaluation)
+        with together(directory) as aside:
+            _write(aside, bridge, behaviour, found, evaluation)
     if json:
         import json as format
 

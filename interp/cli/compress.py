@@ -43,6 +43,8 @@ def compress(
     """Make a plan from findings, and write it with a picture, its ledger and, where it has its own, the weights."""
     from interp import efficiency, results
     from interp.efficiency.registry import check_budget, check_findings
+    from interp.results.files import write_text
+    from interp.results.folders import together
 
     chosen = {**_length(method, length), **_options(options or ())}
     check_budget(method, budget)
@@ -60,13 +62,15 @@ def compress(
     deployed = efficiency.deploy(bridge)
     plan = made.plan(deployed)
     ledger = plan.ledger(deployed, length).to_frame()
-    plan.save(directory / "plan.json")
-    plan.to_frame().to_csv(directory / "plan.csv", index=False)
-    ledger.to_csv(directory / "ledger.csv")
-    written = ["plan.json", "plan.csv", "ledger.csv", *_picture(plan, directory)]
+    written = ["plan.json", "plan.csv", "ledger.csv", "plan.html"]
     if weights or (weights is None and plan.real and ledger.loc["weight_bytes", "share"] < 1):
         efficiency.save(plan.made_permanent(deployed), directory / "model")
         written.append("model/")
+    with together(directory) as aside:
+        plan.save(aside / "plan.json")
+        plan.to_frame().to_csv(aside / "plan.csv", index=False)
+        ledger.to_csv(aside / "ledger.csv")
+        write_text(aside / "plan.html", plan.figure().to_html(include_plotlyjs=True))
     out.print(plain(plan.summary()), highlight=False, soft_wrap=True)
     _show(ledger, f"at {length:,} tokens")
     out.print(f"written to {directory}: {', '.join(written)}", soft_wrap=True, highlight=False)
@@ -154,13 +158,6 @@ def _options(given: list[str] | tuple[str, ...]) -> dict[str, Any]:
         except ValueError:
             found[name.strip()] = value
     return found
-
-
-def _picture(plan: Any, directory: Path) -> list[str]:
-    from interp.results.files import write_text
-
-    write_text(directory / "plan.html", plan.figure().to_html(include_plotlyjs=True))
-    return ["plan.html"]
 
 
 def _name(path: Path) -> str:

@@ -12,9 +12,11 @@ def write_finding(finding: Any, scores: Any, directory: Path) -> list[str]:
     """Writes a finding, its table and a heatmap of its scores; returns the files' names."""
     import interp
     from interp.results.files import write_text
+    from interp.results.folders import together
 
-    interp.results.save(finding, directory)
-    write_text(directory / "scores.csv", finding.to_frame().to_csv(index=False))
-    interp.plots.save(scores, directory / "heatmap.html")
-    interp.plots.save(scores, directory / "heatmap.png")
+    with together(directory) as aside:
+        interp.results.save(finding, aside)
+        write_text(aside / "scores.csv", finding.to_frame().to_csv(index=False))
+        interp.plots.save(scores, aside / "heatmap.html")
+        interp.plots.save(scores, aside / "heatmap.png")
     return ["finding.json", "finding.safetensors", "scores.csv", "heatmap.html", "heatmap.png"]

@@ -49,9 +49,11 @@ def heads(
     written = []
     if directory:
         from interp.results.files import write_text
+        from interp.results.folders import together
 
-        written = write_finding(found, found.scores, directory)
-        written.append(write_text(directory / "survey.csv", survey.to_csv(index=False)).name)
+        with together(directory) as aside:
+            written = write_finding(found, found.scores, aside)
+            written.append(write_text(aside / "survey.csv", survey.to_csv(index=False)).name)
     if json:
         sys.stdout.write(interp.results.to_json(found.scores) + "\n")
         return

@@ -109,12 +109,14 @@ def patch(
 def _report(scores: Any, directory: Path | None, json: bool) -> None:
     """Writes scores and pictures, and prints the strongest nodes."""
     import interp
+    from interp.results.folders import together
 
     if directory:
-        interp.results.save(scores, directory / "scores.json")
-        interp.results.save(scores, directory / "scores.csv")
-        interp.plots.save(scores, directory / "heatmap.html")
-        interp.plots.save(scores, directory / "heatmap.png")
+        with together(directory) as aside:
+            interp.results.save(scores, aside / "scores.json")
+            interp.results.save(scores, aside / "scores.csv")
+            interp.plots.save(scores, aside / "heatmap.html")
+            interp.plots.save(scores, aside / "heatmap.png")
     if json:
         sys.stdout.write(interp.results.to_json(scores) + "\n")
         return
@@ -165,20 +167,22 @@ def _agreement(
     import interp
     from interp.patching.agreement import able
     from interp.results.files import write_text
+    from interp.results.folders import together
 
     kind = "heads by position" if nodes == "heads" and by_position else nodes
     kinds = [kind, *(other for other in ("resid_pre", "attn_out", "mlp_out") if other != kind)]
     found = interp.patching.agreement(bridge, task, methods, kinds, mode=mode)
     if directory:
-        write_text(directory / "agreement.csv", found.table.to_csv(index=False))
-        for method in methods:
-            estimates = {
-                kind: found.estimates[method, kind].copy(
-                    data=np.where(able(found.exact[kind], task), found.estimates[method, kind], np.nan)
-                )
-                for kind in kinds
-            }
-            interp.plots.save(interp.plots.scatter(estimates, found.exact), directory / f"scatter-{method}.png")
+        with together(directory) as aside:
+            write_text(aside / "agreement.csv", found.table.to_csv(index=False))
+            for method in methods:
+                estimates = {
+                    kind: found.estimates[method, kind].copy(
+                        data=np.where(able(found.exact[kind], task), found.estimates[method, kind], np.nan)
+                    )
+                    for kind in kinds
+                }
+                interp.plots.save(interp.plots.scatter(estimates, found.exact), aside / f"scatter-{method}.png")
     if json:
         sys.stdout.write(found.table.to_json(orient="records", indent=1) + "\n")
         return

@@ -47,6 +47,7 @@ def dashboard(
 ) -> None:
     """Write a page for every feature, and an index that can be searched, into the dictionary's folder."""
     import interp
+    from interp.results.folders import together
 
     known_text(text)
     there(directory, "dictionary")
@@ -61,11 +62,12 @@ def dashboard(
     )
     chosen = None if features is None else range(min(features, dictionary.d_sae))
     readings = interp.features.read_features(bridge, dictionary, store, chosen, k, seed=seed)
-    readings.save(pages)
     out.print(readings.summary(), soft_wrap=True, highlight=False)
     said = interp.features.Interpretations.load(path) if (path := directory / EXPLANATIONS).exists() else None
-    index = interp.plots.dashboards(readings, pages, explanations=said)
-    out.print(f"index: {index}", soft_wrap=True, highlight=False)
+    with together(pages) as aside:
+        readings.save(aside)
+        index = interp.plots.dashboards(readings, aside, explanations=said)
+    out.print(f"index: {pages / index.name}", soft_wrap=True, highlight=False)
 
 
 @sae.command()
@@ -95,6 +97,7 @@ def explain(
 ) -> None:
     """Say what features are about, score that beside two controls, and show it on the features' pages."""
     import interp
+    from interp.results.folders import together
 
     known_text(text)
     there(directory, "dictionary")
@@ -119,10 +122,11 @@ def explain(
     readings = _readings(pages, found)
     if readings is None:
         readings = interp.features.read_features(bridge, dictionary, store, found.features, k, seed=seed)
-        readings.save(pages)
     out.print(plain(found.summary()), soft_wrap=True, highlight=False)
-    index = interp.plots.dashboards(readings, pages, explanations=found)
-    out.print(f"written to {path}; index: {index}", soft_wrap=True, highlight=False)
+    with together(pages) as aside:
+        readings.save(aside)
+        index = interp.plots.dashboards(readings, aside, explanations=found)
+    out.print(f"written to {path}; index: {pages / index.name}", soft_wrap=True, highlight=False)
 
 
 def _numbers(features: str | None) -> list[int] | None:

@@ -60,6 +60,7 @@ def retrieval_heads(
 ) -> None:
     """Find the heads that copy a needle out of a haystack, and say how well the model does that at all."""
     import interp
+    from interp.results.folders import together
 
     known("way to find them (--by)", by, ("copying", "reach"))
     if by == "reach" and mask:
@@ -82,12 +83,13 @@ def retrieval_heads(
         fresh = interp.attention.needle_samples(bridge, haystack, sizes, places, n=1, seed=seed, split="score")
         masked = interp.attention.retrieval_causality(bridge, found, fresh, seed=seed)
     if directory:
-        written = write_finding(found, found.scores, directory)
-        if masked is not None:
-            interp.results.save(masked, directory / "masking.json")
-            for name in ("masking.html", "masking.png"):
-                interp.plots.save(interp.plots.masking_curve(masked), directory / name)
-            written += ["masking.json", "masking.html", "masking.png"]
+        with together(directory) as aside:
+            written = write_finding(found, found.scores, aside)
+            if masked is not None:
+                interp.results.save(masked, aside / "masking.json")
+                for name in ("masking.html", "masking.png"):
+                    interp.plots.save(interp.plots.masking_curve(masked), aside / name)
+                written += ["masking.json", "masking.html", "masking.png"]
     if json:
         sys.stdout.write(interp.results.to_json(found.scores) + "\n")
         return

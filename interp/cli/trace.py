@@ -55,6 +55,7 @@ def trace(
         _homes(Path(basis))
     writable(directory)
     from interp.results.files import write_text
+    from interp.results.folders import together
     from interp.tracing import AttributionGraph
     from interp.tracing import trace as traced
     from interp.tracing.words import summary
@@ -72,10 +73,11 @@ def trace(
     small = graph.pruned(nodes, edges)
     words = f"{summary(graph, paths)}\n\nPruned: {summary(small, paths)}"
     files = {"graph.safetensors": "the whole graph", "graph.json": "pruned, for circuit-tracer's viewers"}
-    graph.save(directory / "graph.safetensors")
-    small.to_circuit_tracer(directory / "graph.json")
-    graph.html(directory / "graph.html", effects=effects, nodes=nodes)
-    write_text(directory / "summary.txt", words + "\n")
+    with together(directory) as aside:
+        graph.save(aside / "graph.safetensors")
+        small.to_circuit_tracer(aside / "graph.json")
+        graph.html(aside / "graph.html", effects=effects, nodes=nodes)
+        write_text(aside / "summary.txt", words + "\n")
     files |= {"graph.html": "a page to look at it, which works offline", "summary.txt": "the above"}
     typer.echo(words)
     typer.echo("\nWritten:")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 import transformers
-from safetensors import SafetensorError
+from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedModel
 
@@ -19,11 +20,14 @@ from interp.efficiency.deployment import Deployment, deployment, skeleton
 from interp.efficiency.plan import Plan, Undo
 from interp.errors import InterpError, UsageError
 from interp.models._sizes import check_layers, check_numbers
-from interp.results.files import replacing, write_text
+from interp.results.files import write_text
+from interp.results.folders import settle, together
 
 __all__ = ["load", "save"]
 
-_FORMAT, _WEIGHTS, _ABOUT = 1, "model.safetensors", "plans.json"
+_FORMAT, _WEIGHTS, _ABOUT, _CONFIG = 1, "model.safetensors", "plans.json", "config.json"
+_TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
+_MARK = "interp.saved"
 
 
 def save(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
@@ -49,17 +53,15 @@ def save(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
             continue
         seen.add(tensor.data_ptr())
         tensors[name] = tensor.detach().contiguous()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(folder / _WEIGHTS) as aside:
-            save_file(tensors, aside, metadata={"format": "pt"})
-        model.config.save_pretrained(folder)
-        model.generation_config.save_pretrained(folder)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(folder)
-        write_text(folder / _ABOUT, json.dumps(record, indent=1) + "\n")
-    except (OSError, SafetensorError) as error:
-        raise InterpError(f"could not write the model to {folder}: {error}") from error
+    with together(folder, instead_of=_written_before(folder)) as aside:
+        for part in (model.config, model.generation_config, tokenizer):
+            if part is not None:
+                part.save_pretrained(aside)
+        record["config_sha256"] = _sha256((aside / _CONFIG).read_bytes())
+        record["saved"] = _sha256(json.dumps(record).encode())[:16]
+        record["files"] = sorted([_ABOUT, _WEIGHTS, *(path.name for path in aside.iterdir())])
+        save_file(tensors, aside / _WEIGHTS, metadata={"format": "pt", _MARK: record["saved"]})
+        write_text(aside / _ABOUT, json.dumps(record, indent=1) + "\n")
 
 
 def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
@@ -70,7 +72,8 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
         UsageError: Another format or an unknown kind of plan.
     """
     folder = Path(directory)
-    path, weights, declared = folder / _ABOUT, folder / _WEIGHTS, folder / "config.json"
+    settle(folder)
+    path, weights, declared = folder / _ABOUT, folder / _WEIGHTS, folder / _CONFIG
     record = read_json(path)
     if record.get("format") != _FORMAT:
         raise UsageError(f"{folder} has format {record.get('format')!r}, this library reads {_FORMAT}; save it again")
@@ -79,6 +82,7 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
         raise UsageError(f"{path} is of the class {kind!r}, which is no causal language model of transformers")
     plans = [Plan.from_dict(stored, path) for stored in checked(record, "plans", list[dict], path)]
     check_layers(read_json(declared), len(tensor_shapes(weights)), declared)
+    _of_one(folder, record)
     try:
         config = AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
@@ -97,7 +101,8 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
             raise InterpError(f"{weights} lacks {empty[0]}; save the model again")
         if (folder / "generation_config.json").is_file():
             model.generation_config = GenerationConfig.from_pretrained(folder)
-        if any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json")):
+        listed = checked(record, "files", list[str], path, default=list(_TOKENIZER))
+        if any((folder / name).is_file() for name in _TOKENIZER if name in listed):
             model.tokenizer = AutoTokenizer.from_pretrained(folder)
     except InterpError:
         raise
@@ -122,3 +127,33 @@ def _whole(record: dict[str, Any], model: PreTrainedModel, path: Path) -> Deploy
         raise damaged(path, f"it has {len(layers)} layers, and config.json {config.num_hidden_layers}")
     groups = [list(range(kv_heads)) for _ in layers]
     return Deployment(checked(record, "name", str, path), checked(record, "fingerprint", str, path), layers, groups)
+
+
+def _written_before(folder: Path) -> list[str]:
+    """The files of the model that stands there, by what it says; none if it says nothing."""
+    try:
+        files = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["files"]
+        return [name for name in files if name == Path(name).name]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+
+
+def _of_one(folder: Path, record: dict[str, Any]) -> None:
+    """Refuses weights and a configuration that were saved with other plans, as far as they say so.
+
+    Raises:
+        InterpError: They say so.
+    """
+    with safe_open(folder / _WEIGHTS, framework="pt") as file:
+        mark = (file.metadata() or {}).get(_MARK)
+    config = _sha256((folder / _CONFIG).read_bytes())
+    wrong = _WEIGHTS if mark != record.get("saved", mark) else _CONFIG
+    if wrong == _WEIGHTS or config != record.get("config_sha256", config):
+        raise InterpError(
+            f"{folder / wrong} is not the one that {folder / _ABOUT} was saved with: one of them was replaced without "
+            "the other; save the model again, or copy all its files anew"
+        )
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

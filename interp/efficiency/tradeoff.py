@@ -7,7 +7,6 @@ slows down slows all of them.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -27,8 +26,7 @@ from interp.efficiency.plan import Plan
 from interp.efficiency.quality import Keys, Quality, Text
 from interp.engine.identity import versions
 from interp.engine.progress import track
-from interp.errors import InterpError, UsageError
-from interp.results.files import write_text
+from interp.errors import UsageError
 
 if TYPE_CHECKING:
     from interp.plots.picture import Picture
@@ -129,26 +127,20 @@ class Tradeoff:
 
     def save(self, directory: str | os.PathLike[str], quality: str | None = None, cost: str = "cache_bytes") -> None:
         """Writes ``tradeoff.csv``, ``tradeoff.json`` and, of one quality, ``tradeoff.html`` and ``tradeoff.png``."""
-        from interp.plots import save as save_picture
+        from interp.efficiency.tradeoff_files import save
 
-        folder = Path(directory)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InterpError(f"could not write to {folder}: {error}") from error
-        frame = self.to_frame()
-        write_text(folder / "tradeoff.csv", frame.to_csv())
-        record = {
-            "rows": json.loads(frame.reset_index().to_json(orient="records")),
-            "values": json.loads(self.values.to_json(orient="records")),
-            "better": dict(self.better),
-            "about": dict(self.about),
-        }
-        write_text(folder / "tradeoff.json", json.dumps(record, indent=1) + "\n")
-        drawn = quality or next(name for name in frame.columns[len(_ABOUT) :] if name in self.better)
-        picture = self.picture(drawn, cost)
-        for suffix in ("html", "png"):
-            save_picture(picture, folder / f"tradeoff.{suffix}")
+        save(self, directory, quality, cost)
+
+    @staticmethod
+    def load(path: str | os.PathLike[str]) -> Tradeoff:
+        """Reads what `save` wrote: the folder, or its ``tradeoff.json``.
+
+        Raises:
+            InterpError: No trade-off there, one of another version, or a damaged one.
+        """
+        from interp.efficiency.tradeoff_files import load
+
+        return load(path)
 
 
 def tradeoff(

@@ -79,10 +79,10 @@ def _build_locked(final: Path, build: Callable[[Path], dict[str, Any]], force: b
 
     final.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(final.parent / f".{final.name}.lock"):
+        for left_over in final.parent.glob(f".{final.name}.partial-*"):
+            _clear(left_over, final)
         if is_complete(final) and not force:
             return final
-        for left_over in final.parent.glob(f".{final.name}.partial-*"):
-            shutil.rmtree(left_over, ignore_errors=True)
         work = Path(tempfile.mkdtemp(prefix=f".{final.name}.partial-", dir=final.parent))
         try:
             made = work / "model"
@@ -93,8 +93,16 @@ def _build_locked(final: Path, build: Callable[[Path], dict[str, Any]], force: b
                 os.replace(final, work / "replaced")
             os.replace(made, final)
         finally:
-            shutil.rmtree(work, ignore_errors=True)
+            _clear(work, final)
     return final
+
+
+def _clear(work: Path, final: Path) -> None:
+    """Removes a build's folder; if it ended between its two renames, what is whole in it comes first."""
+    for whole in (work / "model", work / "replaced"):
+        if not final.exists() and is_complete(whole):
+            os.replace(whole, final)
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def verify(directory: Path, fix: str, *, content: bool = True) -> None:

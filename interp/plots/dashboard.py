@@ -14,6 +14,7 @@ from interp.engine.progress import track
 from interp.plots import style
 from interp.plots.page import page
 from interp.results.files import write_text
+from interp.results.folders import together
 
 if TYPE_CHECKING:
     from interp.features.interpretation.interpretations import Interpretation, Interpretations
@@ -36,7 +37,7 @@ def dashboards(
 ) -> Path:
     """Writes ``index.html`` and ``features/NUMBER.html`` for each feature; all work offline, without a server.
 
-    The index is written last, so that it is there only when all that it links to is.
+    They are put in place together, when the last one is written.
 
     Args:
         readings: What `interp.features.read_features` gave.
@@ -51,12 +52,13 @@ def dashboards(
         InterpError: A page can't be written.
     """
     folder = Path(directory)
-    with track(len(readings.features), "writing pages") as advance:
+    with together(folder) as aside, track(len(readings.features), "writing pages") as advance:
         for feature in readings.features.tolist():
             said = explanations[feature] if explanations is not None and feature in explanations else None
-            write_text(folder / "features" / f"{feature}.html", feature_page(readings, feature, said))
+            write_text(aside / "features" / f"{feature}.html", feature_page(readings, feature, said))
             advance(1)
-    return write_text(folder / "index.html", _index(readings, title or _place(readings)))
+        write_text(aside / "index.html", _index(readings, title or _place(readings)))
+    return folder / "index.html"
 
 
 def feature_page(readings: FeatureReadings, feature: int, said: Interpretation | None = None) -> str:

@@ -1,24 +1,30 @@
 """What an analysis gives back: labelled scores, circuits and findings, their tables and their files."""
 
-from interp.results.circuit import Circuit
-from interp.results.findings import (
-    ActivationStatistics,
-    CalibrationHeads,
-    Finding,
-    HeadImportance,
-    HeadKinds,
-    HeadScores,
-    LayerRedundancy,
-    MassiveActivations,
-    NeuronRelevance,
-    RetrievalHeads,
-    SinkHeads,
-    SinkPositions,
-)
-from interp.results.io import load, save, to_json
-from interp.results.overlap import composition
-from interp.results.scores import normalised, scores
-from interp.results.tables import to_frame, top
+from typing import TYPE_CHECKING
+
+from interp._lazy import lazy
+
+if TYPE_CHECKING:
+    from interp.results.circuit import Circuit
+    from interp.results.findings import (
+        ActivationStatistics,
+        CalibrationHeads,
+        Finding,
+        HeadImportance,
+        HeadKinds,
+        HeadScores,
+        LayerRedundancy,
+        MassiveActivations,
+        NeuronRelevance,
+        RetrievalHeads,
+        SinkHeads,
+        SinkPositions,
+    )
+    from interp.results.io import save, to_json
+    from interp.results.loading import load
+    from interp.results.overlap import composition
+    from interp.results.scores import normalised, scores
+    from interp.results.tables import to_frame, top
 
 __all__ = [
     "ActivationStatistics",
@@ -43,3 +49,5 @@ __all__ = [
     "to_json",
     "top",
 ]
+
+lazy(__name__)

@@ -13,17 +13,18 @@ import numpy as np
 
 from interp.checking import arguments, checked, damaged, inside, parsed, read_json, typed
 from interp.errors import InterpError, UsageError
-from interp.results.files import replacing
+from interp.results.files import write_text
 from interp.results.findings import FINDINGS, Finding
+from interp.results.folders import settle, together
 from interp.results.header import describe, rebuild
 
-__all__ = ["FORMAT", "from_json", "is_finding", "load", "save", "to_json"]
+__all__ = ["FORMAT", "from_json", "load", "save", "to_json"]
 
 FORMAT = "interp.finding/1"
 
 
 def save(finding: Finding, path: str | os.PathLike[str]) -> Path:
-    """Write a finding as two files, each complete or not at all.
+    """Write a finding as two files, both complete or neither.
 
     Args:
         finding: any finding.
@@ -41,9 +42,9 @@ def save(finding: Finding, path: str | os.PathLike[str]) -> Path:
     data = _arrays(finding)
     arrays = {"file": target.with_suffix(".safetensors").name, "sha256": hashlib.sha256(data).hexdigest()}
     text = _text(finding, arrays, indent=1)
-    with replacing(target) as aside, replacing(target.with_suffix(".safetensors")) as arrays_aside:
-        arrays_aside.write_bytes(data)
-        aside.write_text(text + "\n", encoding="utf-8", newline="\n")
+    with together(target.parent) as aside:
+        (aside / arrays["file"]).write_bytes(data)
+        write_text(aside / target.name, text + "\n")
     return target
 
 
@@ -60,6 +61,7 @@ def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = F
         InterpError: a file is missing, damaged, or not of this finding.
     """
     target = _json_path(path)
+    settle(target.parent)
     document = read_json(target)
     if document.get("format") != FORMAT:
         raise InterpError(f"{target} does not hold a finding: it has no header of format {FORMAT!r}")
@@ -91,16 +93,6 @@ def from_json(text: str) -> Finding:
     except ValueError as error:
         raise damaged("the text", f"its arrays can't be read: {error}") from None
     return _rebuilt(document, data, "the text")
-
-
-def is_finding(path: Path) -> bool:
-    """Whether a path is that of a finding, as far as its first bytes tell."""
-    if path.is_dir():
-        return (path / "finding.json").is_file()
-    if path.suffix != ".json" or not path.is_file():
-        return False
-    with path.open(encoding="utf-8", errors="replace") as file:
-        return FORMAT in file.read(200)
 
 
 def _arrays(finding: Finding) -> bytes:

@@ -71,7 +71,11 @@ def settle(folder: str | os.PathLike[str]) -> None:
     whole = target / _WHOLE
     while True:
         try:
-            if not os.path.isdir(whole) or not os.listdir(whole):
+            if not os.path.isdir(whole):
+                return
+            if not os.listdir(whole):
+                with contextlib.suppress(OSError):
+                    whole.rmdir()
                 return
             trusted = os.stat(target).st_uid, getattr(os, "geteuid", int)()
             if whole.is_symlink() or os.stat(whole).st_uid not in trusted:

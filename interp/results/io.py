@@ -19,7 +19,7 @@ from interp.results.findings import Finding
 from interp.results.header import FORMAT, NUMBERS, decode_array, describe, encode_array, rebuild
 from interp.results.tables import to_frame
 
-__all__ = ["load", "save", "to_json"]
+__all__ = ["load_scores", "save", "to_json"]
 
 
 def save(scores: xr.DataArray | Finding, path: str | os.PathLike[str]) -> Path:
@@ -49,29 +49,17 @@ def save(scores: xr.DataArray | Finding, path: str | os.PathLike[str]) -> Path:
     return target
 
 
-def load(path: str | os.PathLike[str], model: Any = None, *, any_model: bool = False) -> Any:
-    """Read scores or a finding that `save` wrote: the same values, dtype, labels and attributes.
+def load_scores(path: str | os.PathLike[str]) -> xr.DataArray:
+    """Read scores that `save` wrote: the same values, dtype, labels and attributes.
 
     Args:
-        path: a `.safetensors`, `.json` or `.nc` file of scores (`.safetensors` without a suffix), the `.json` file of
-            a finding, or a folder with a `finding.json`.
-        model: the model (or its fingerprint) that a finding is to be used with.
-        any_model: take a finding although it is about a model with other weights.
-
-    Returns:
-        Scores, or the finding.
+        path: a `.safetensors`, `.json` or `.nc` file.
 
     Raises:
-        UsageError: a suffix that can't be loaded, or a finding about another model.
+        UsageError: another suffix.
         InterpError: the file is missing, cut short or not scores.
     """
-    if finding_files.is_finding(Path(path)):
-        return finding_files.load(path, model, any_model=any_model)
-    target = Path(path) if Path(path).is_file() else _with_suffix(path)
-    if target.suffix == ".csv":
-        raise UsageError(
-            f"{target} can't be loaded: a CSV file holds neither the attributes nor the types; save as .json as well"
-        )
+    target = Path(path)
     if target.suffix not in _READERS:
         raise unknown_name("file format", target.suffix, _READERS)
     if not target.is_file():

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,10 +28,12 @@ from interp.features.formats.saelens import folded
 from interp.features.place import Place, listed
 from interp.gradients import gradients
 from interp.results.files import replacing, write_text
+from interp.results.folders import settle, together
 
 __all__ = ["load_circuit_tracer", "load_cross_layer", "save_circuit_tracer", "save_cross_layer"]
 
 _THRESHOLD = "activation_function.threshold"
+_MARK, _SAMPLE = "interp.saved", 4096
 
 
 def save_circuit_tracer(dictionary: Dictionary, path: str | os.PathLike[str]) -> None:
@@ -57,24 +62,32 @@ def save_circuit_tracer(dictionary: Dictionary, path: str | os.PathLike[str]) ->
         tensors[_THRESHOLD] = tensors.pop("threshold")
     elif isinstance(dictionary, TopK):
         tensors["k"] = torch.tensor(dictionary.k)
-    _write(Path(path), tensors)
+    sides = {"reads": dictionary.reads, "writes": dictionary.writes}
+    _write(Path(path), tensors, {f"interp.{side}": str(at) for side, at in sides.items() if isinstance(at, Place)})
 
 
 @gradients()
-def load_circuit_tracer(path: str | os.PathLike[str], reads: Place | str, writes: Place | str) -> Dictionary:
+def load_circuit_tracer(
+    path: str | os.PathLike[str], reads: Place | str | None = None, writes: Place | str | None = None
+) -> Dictionary:
     """Reads one of circuit-tracer's transcoders, in float32.
 
     Args:
         path: The file.
-        reads: Where it reads, say ``"resid_mid.3"``: the file does not say.
+        reads: Where it reads, say ``"resid_mid.3"``; files that circuit-tracer wrote do not say.
         writes: Where it writes, say ``"mlp_out.3"``.
 
     Raises:
+        UsageError: Neither the call nor the file says where it reads and writes.
         InterpError: The file is missing or damaged or lacks a tensor.
     """
     file = Path(path)
     tensors = _read(file, ("W_enc", "W_dec", "b_enc", "b_dec"))
-    places = [Place.parse(place) if isinstance(place, str) else place for place in (reads, writes)]
+    said = _texts(file)
+    sides = (reads or said.get("interp.reads"), writes or said.get("interp.writes"))
+    if None in sides:
+        raise UsageError(f"{file} does not say where it stands; give load_circuit_tracer(path, reads, writes)")
+    places = [Place.parse(place) if isinstance(place, str) else place for place in sides]
     d_sae, d_in = _matrix(tensors["W_enc"], file, "W_enc")
     tensors["W_enc"] = tensors["W_enc"].t()
     if _THRESHOLD in tensors:
@@ -119,47 +132,62 @@ def save_cross_layer(dictionary: CrossLayerTranscoder, directory: str | os.PathL
         dictionary.units(dictionary.b_dec.detach(), out) * torch.ones_like(dictionary.b_dec) for out in (False, True)
     )
     constants = (dictionary.b_dec.detach() / units_out).unflatten(0, (n, -1))
-    for at in range(n):
-        layer = dictionary.of(at)
-        encoder = {
-            f"W_enc_{at}": layer.W_enc.detach().t() * units_in.unflatten(0, (n, -1))[at],
-            f"b_enc_{at}": layer.b_enc.detach(),
-            f"b_dec_{at}": constants[at],
-        }
-        if isinstance(threshold := getattr(layer, "threshold", None), Tensor):
-            encoder[f"threshold_{at}"] = threshold.detach().relu().expand(layer.d_sae)
-        decoder = layer.W_dec.detach() / units_out[dictionary.begins[at] :]
-        _write(folder / f"W_enc_{at}.safetensors", encoder)
-        _write(folder / f"W_dec_{at}.safetensors", {f"W_dec_{at}": decoder.unflatten(1, (n - at, -1))})
     lines = [f"model_name: {json.dumps(model_name)}", "model_kind: cross_layer_transcoder"]
     for side, places in (("input", dictionary.reads), ("output", dictionary.writes)):
         if places is not None:
             lines.append(f"feature_{side}_hook: {json.dumps(listed(places)[0].hook.split('.', 2)[2])}")
-    write_text(folder / "config.yaml", "\n".join(lines) + "\n")
+    texts = {_MARK: _digest(dictionary)}
+    for side, places in (("reads", dictionary.reads), ("writes", dictionary.writes)):
+        if places is not None:
+            texts[f"interp.{side}"] = " ".join(map(str, listed(places)))
+    before = [path.name for path in folder.glob("W_*.safetensors") if re.fullmatch(r"W_(enc|dec)_\d+", path.stem)]
+    with together(folder, instead_of=before) as aside:
+        for at in range(n):
+            layer = dictionary.of(at)
+            encoder = {
+                f"W_enc_{at}": layer.W_enc.detach().t() * units_in.unflatten(0, (n, -1))[at],
+                f"b_enc_{at}": layer.b_enc.detach(),
+                f"b_dec_{at}": constants[at],
+            }
+            if isinstance(threshold := getattr(layer, "threshold", None), Tensor):
+                encoder[f"threshold_{at}"] = threshold.detach().relu().expand(layer.d_sae)
+            decoder = layer.W_dec.detach() / units_out[dictionary.begins[at] :]
+            _write(aside / f"W_enc_{at}.safetensors", encoder, texts)
+            _write(aside / f"W_dec_{at}.safetensors", {f"W_dec_{at}": decoder.unflatten(1, (n - at, -1))}, texts)
+        write_text(aside / "config.yaml", "\n".join(lines) + "\n")
 
 
 @gradients()
 def load_cross_layer(
-    directory: str | os.PathLike[str], reads: str = "resid_mid", writes: str = "mlp_out"
+    directory: str | os.PathLike[str], reads: str | None = None, writes: str | None = None
 ) -> CrossLayerTranscoder:
     """Reads one of circuit-tracer's cross-layer transcoders, in float32.
 
     Args:
         directory: The folder with ``W_enc_{i}.safetensors`` and ``W_dec_{i}.safetensors``, from layer 0 on.
-        reads: The site read.
-        writes: The site written.
+        reads: The site read; by default what the files say, or ``resid_mid``.
+        writes: The site written; by default what the files say, or ``mlp_out``.
 
     Raises:
-        InterpError: A file is missing or damaged, lacks a tensor, or has one of another shape.
+        InterpError: A file is missing or damaged, lacks a tensor, has one of another shape, or is of another
+            transcoder than the rest.
     """
     folder = Path(directory)
+    settle(folder)
     n = max(1, len(list(folder.glob("W_enc_*.safetensors"))))
+    _of_one([folder / f"W_{kind}_{at}.safetensors" for at in range(n) for kind in ("enc", "dec")])
     encoders = [
         _read(folder / f"W_enc_{at}.safetensors", [f"{name}_{at}" for name in ("W_enc", "b_enc", "b_dec")])
         for at in range(n)
     ]
     width, d_model = _matrix(encoders[0]["W_enc_0"], folder, "W_enc_0")
     kind = "tanh" if "threshold_0" in encoders[0] else "standard"
+    said = _texts(folder / "W_enc_0.safetensors")
+    layers, sites = list(range(n)), []
+    for side, given, default in (("reads", reads, "resid_mid"), ("writes", writes, "mlp_out")):
+        places = [Place.parse(place) for place in said.get(f"interp.{side}", "").split()]
+        layers = [place.layer for place in places] if len(places) == n else layers
+        sites.append(given or (places[0].site if places else default))
     state = {"b_dec": torch.cat([encoders[at][f"b_dec_{at}"].flatten() for at in range(n)]).float()}
     for at, encoder in enumerate(encoders):
         decoder = _read(folder / f"W_dec_{at}.safetensors", [f"W_dec_{at}"])[f"W_dec_{at}"]
@@ -170,20 +198,44 @@ def load_cross_layer(
         state |= {f"layers.{at}.{name}": tensor.float() for name, tensor in found.items()}
 
     def make() -> CrossLayerTranscoder:
-        return cross_layer_transcoder(range(n), d_model, width, kind=kind, reads=reads, writes=writes)
+        return cross_layer_transcoder(layers, d_model, width, kind=kind, reads=sites[0], writes=sites[1])
 
     dictionary = fitted(make, state, folder)
     assert isinstance(dictionary, CrossLayerTranscoder)
     return dictionary
 
 
-def _write(file: Path, tensors: dict[str, Tensor]) -> None:
-    contiguous = {name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}
+def _write(file: Path, tensors: dict[str, Tensor], texts: dict[str, str] | None = None) -> None:
     with replacing(file) as aside:
-        try:
-            save_file(contiguous, aside)
-        except SafetensorError as error:
-            raise InterpError(f"could not write {file}: {error}") from error
+        save_file({name: tensor.cpu().contiguous().clone() for name, tensor in tensors.items()}, aside, texts)
+
+
+def _digest(dictionary: Dictionary) -> str:
+    """Tells the files of one dictionary from those of another."""
+    digest = hashlib.sha256()
+    for name, tensor in dictionary.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().flatten()[:_SAMPLE].float().cpu().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _texts(file: Path) -> dict[str, str]:
+    """What the header of a file says besides its tensors; nothing if it can't be read."""
+    with suppress(OSError, SafetensorError), safe_open(file, framework="pt") as opened:
+        return opened.metadata() or {}
+    return {}
+
+
+def _of_one(files: Sequence[Path]) -> None:
+    """Refuses files that were written for several dictionaries, as far as they say so."""
+    marks = {file: mark for file in files if (mark := _texts(file).get(_MARK)) is not None}
+    first = next(iter(marks), None)
+    for file, mark in marks.items():
+        if first is not None and mark != marks[first]:
+            raise InterpError(
+                f"{first} and {file} are of two dictionaries: one of them was replaced without the other; save the "
+                "dictionary again, or copy all its files anew"
+            )
 
 
 def _read(file: Path, names: Sequence[str]) -> dict[str, Tensor]:

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.checking import checked, read_json, read_tensors
@@ -18,15 +15,16 @@ from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.normalisation import NORMALISATIONS
 from interp.features.architectures.registry import ARCHITECTURES, OF_SEVERAL_PLACES
 from interp.features.formats.fitting import fitted
+from interp.features.formats.pair import CFG, WEIGHTS, check_pair, write_pair
 from interp.features.formats.several import TEXT, about_text, made, save_several
 from interp.features.overlap import TextSketch
 from interp.features.place import Place
 from interp.gradients import gradients
-from interp.results.files import replacing, write_text
+from interp.results.folders import settle
 
 __all__ = ["folded", "load", "save"]
 
-CFG, WEIGHTS, SCALER = "cfg.json", "sae_weights.safetensors", "activation_scaler.json"
+SCALER = "activation_scaler.json"
 
 _LARGEST_FACTOR = 1e30
 _BY_FACTOR = "expected_average_only_in"
@@ -74,7 +72,7 @@ def save(dictionary: Dictionary, directory: str | os.PathLike[str], **metadata: 
         InterpError: The files can't be written.
     """
     if dictionary.architecture in OF_SEVERAL_PLACES:
-        save_several(dictionary, directory, CFG, WEIGHTS, **metadata)
+        save_several(dictionary, directory, **metadata)
         return
     base = _SAVED_AS.get(dictionary.architecture, dictionary.architecture)
     reads, writes = dictionary.reads, dictionary.writes
@@ -100,13 +98,7 @@ def save(dictionary: Dictionary, directory: str | os.PathLike[str], **metadata: 
         **({"hook_name_out": writes.hook} if dictionary.is_transcoder and isinstance(writes, Place) else {}),
         **metadata,
     }
-    target = Path(directory)
-    with replacing(target / WEIGHTS) as aside:
-        try:
-            save_file(folded(dictionary), aside, about_text(dictionary))
-        except SafetensorError as error:
-            raise InterpError(f"could not write {target / WEIGHTS}: {error}") from error
-    write_text(target / CFG, json.dumps(cfg, indent=2))
+    write_pair(directory, cfg, folded(dictionary), about_text(dictionary))
 
 
 def _name(base: str, dictionary: Dictionary) -> str:
@@ -135,6 +127,7 @@ def load(directory: str | os.PathLike[str], norm_scaling_factor: float | None = 
             says; the message names it.
     """
     where = Path(directory)
+    settle(where)
     cfg, tensors, text = _read(where)
     name = checked(cfg, "architecture", str, where / CFG)
     if name in OF_SEVERAL_PLACES:
@@ -196,7 +189,9 @@ def _read(where: Path) -> tuple[dict[str, Any], dict[str, Tensor], TextSketch | 
             raise InterpError(f"{where} holds no dictionary: {name} is missing")
     tensors, about = read_tensors(where / WEIGHTS)
     text = TextSketch.loaded(about[TEXT], where / WEIGHTS) if TEXT in about else None
-    return read_json(where / CFG), tensors, text
+    cfg = read_json(where / CFG)
+    check_pair(cfg, about, where)
+    return cfg, tensors, text
 
 
 def _parsed(name: str) -> tuple[str, bool, bool]:

@@ -6,22 +6,19 @@ weights as they are, scales not folded in.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from interp.checking import arguments, checked, damaged
-from interp.errors import InterpError, UsageError
+from interp.errors import UsageError
 from interp.features.architectures.cross_layer import LAYERS, CrossLayerTranscoder
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.registry import OF_SEVERAL_PLACES, from_settings
 from interp.features.formats.fitting import fitted
-from interp.results.files import replacing, write_text
+from interp.features.formats.pair import write_pair
 
 __all__ = ["TEXT", "about_text", "made", "save_several"]
 
@@ -30,29 +27,18 @@ TEXT = "interp.training_text"
 """The entry of a weights file's header that has the sketch of the training text; other programs pass over it."""
 
 
-def save_several(
-    dictionary: Dictionary, directory: str | os.PathLike[str], cfg: str, weights: str, **about: Any
-) -> None:
+def save_several(dictionary: Dictionary, directory: str | os.PathLike[str], **about: Any) -> None:
     """Writes the two files, see the module.
 
     Args:
         dictionary: What to save.
         directory: Where; files of these names are replaced.
-        cfg: Name of the file with the settings.
-        weights: Name of the file with the weights.
         **about: Entries of ``metadata``.
 
     Raises:
         InterpError: The files can't be written.
     """
-    target = Path(directory)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.state_dict().items()}
-    with replacing(target / weights) as aside:
-        try:
-            save_file(tensors, aside, about_text(dictionary))
-        except SafetensorError as error:
-            raise InterpError(f"could not write {target / weights}: {error}") from error
-    fields = {
+    cfg = {
         "format": FORMAT,
         "architecture": dictionary.architecture,
         "d_in": dictionary.d_in,
@@ -60,12 +46,13 @@ def save_several(
         "settings": dictionary.settings(),
         "metadata": about,
     }
-    write_text(target / cfg, json.dumps(fields, indent=2))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in dictionary.state_dict().items()}
+    write_pair(directory, cfg, tensors, about_text(dictionary))
 
 
-def about_text(dictionary: Dictionary) -> dict[str, str] | None:
+def about_text(dictionary: Dictionary) -> dict[str, str]:
     """The header of a weights file."""
-    return None if dictionary.text is None else {TEXT: dictionary.text.dumped()}
+    return {} if dictionary.text is None else {TEXT: dictionary.text.dumped()}
 
 
 def made(cfg: dict[str, Any], tensors: dict[str, Tensor], where: Path, names: tuple[str, str]) -> Dictionary:

@@ -20,7 +20,8 @@ from jaxtyping import Float64, Int64
 
 from interp.checking import checked, damaged, read_json
 from interp.errors import InterpError, UsageError
-from interp.results.files import replacing, write_text
+from interp.results.files import write_text
+from interp.results.folders import settle, together
 
 __all__ = ["Context", "FeatureReadings", "LogitEffects"]
 
@@ -157,7 +158,7 @@ class FeatureReadings:
         return pd.DataFrame(columns, index=pd.Index(self.features, name="feature"))
 
     def save(self, directory: str | os.PathLike[str]) -> Path:
-        """Writes ``readings.safetensors`` and then ``readings.json``, each complete or not at all.
+        """Writes ``readings.safetensors`` and ``readings.json``, both complete or neither.
 
         Raises:
             InterpError: The files can't be written.
@@ -165,10 +166,10 @@ class FeatureReadings:
         folder = Path(directory)
         arrays = {name: np.ascontiguousarray(array) for name, array in self.arrays.items()}
         data = safetensors.numpy.save({**arrays, "features": self.features}, {"format": FORMAT})
-        with replacing(folder / TENSORS) as aside:
-            aside.write_bytes(data)
         said = {"format": FORMAT, "sha256": hashlib.sha256(data).hexdigest(), "about": dict(self.about)}
-        write_text(folder / ABOUT, json.dumps(said | {"strings": self.strings}, ensure_ascii=False, indent=1))
+        with together(folder) as aside:
+            (aside / TENSORS).write_bytes(data)
+            write_text(aside / ABOUT, json.dumps(said | {"strings": self.strings}, ensure_ascii=False, indent=1))
         return folder
 
     @classmethod
@@ -179,6 +180,7 @@ class FeatureReadings:
             InterpError: No readings, of another version, or damaged.
         """
         folder = Path(directory)
+        settle(folder)
         path, tensors = folder / ABOUT, folder / TENSORS
         for one in (path, tensors):
             if not one.is_file():

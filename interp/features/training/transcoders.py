@@ -11,7 +11,7 @@ from typing import Any
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.engine.verify import verified
-from interp.errors import UsageError, unknown_name
+from interp.errors import InterpError, UsageError, unknown_name
 from interp.features.activations.harvest import harvest
 from interp.features.activations.rows import Source
 from interp.features.architectures.dictionary import Dictionary
@@ -133,7 +133,7 @@ def load_transcoders(directory: str | os.PathLike[str]) -> dict[int, Dictionary]
 
     Raises:
         UsageError: No folder there, or none in it whose name is like ``layer_15``.
-        InterpError: A folder whose files can't be read.
+        InterpError: A folder whose files can't be read, or transcoders of different models.
     """
     folders = {}
     for folder in Path(directory).glob("layer_*"):
@@ -145,4 +145,12 @@ def load_transcoders(directory: str | os.PathLike[str]) -> dict[int, Dictionary]
             f"no transcoders in {os.fspath(directory)}: there should be folders layer_0, layer_1, ..., "
             f"as `interp sae transcoders` writes them"
         )
-    return {layer: Dictionary.load(folders[layer]) for layer in sorted(folders)}
+    made = {layer: Dictionary.load(folders[layer]) for layer in sorted(folders)}
+    of = {one.model: layer for layer, one in made.items() if one.model is not None}
+    if len(of) > 1:
+        (first, a), (second, b) = list(of.items())[:2]
+        raise InterpError(
+            f"{os.fspath(directory)} holds transcoders of two models: layer_{a} is of {first[0]} with the fingerprint "
+            f"{first[1]}, layer_{b} of {second[0]} with {second[1]}; keep each set in a folder of its own"
+        )
+    return made

@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 from interp.results.files import write_text
+from interp.results.folders import together
 from interp.tracing.graph import AttributionGraph
 
 __all__ = ["write"]
@@ -17,9 +18,10 @@ def write(graph: AttributionGraph, directory: str | os.PathLike[str]) -> Path:
     Edges have ``source``, ``target``, ``weight`` and ``share`` (of the absolute weights into the target).
 
     Raises:
-        InterpError: A file can't be written.
+        InterpError: The files can't be written.
     """
     folder = Path(directory)
-    write_text(folder / "nodes.csv", graph.nodes.rename_axis("node").to_csv(lineterminator="\n"))
-    write_text(folder / "edges.csv", graph.edges.to_csv(index=False, lineterminator="\n"))
+    with together(folder) as aside:
+        write_text(aside / "nodes.csv", graph.nodes.rename_axis("node").to_csv(lineterminator="\n"))
+        write_text(aside / "edges.csv", graph.edges.to_csv(index=False, lineterminator="\n"))
     return folder
