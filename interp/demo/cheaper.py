@@ -176,7 +176,7 @@ def _picture(table: pd.DataFrame, n: int) -> Picture:
 
 def _told(table: pd.DataFrame, timed: pd.DataFrame) -> str:
     at = table[table["budget"].isin([_SHOWN, 1.0])].set_index("plan")["recall"]
-    share = timed.loc[_CHOSEN, "cache_bytes"] / timed.loc["dense", "cache_bytes"]
+    share = float(timed["cache_bytes"][_CHOSEN]) / float(timed["cache_bytes"]["dense"])
     return (
         f"With {share:.0%} of the cache's bytes, chosen by the retrieval heads, the model finds {at[_CHOSEN]:.0%} "
         f"of the keys; with as many random heads {at[_RANDOM]:.0%}; dense {at['dense']:.0%}."

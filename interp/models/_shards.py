@@ -43,7 +43,8 @@ class Shards:
         """Write what is left and the index."""
         if self._held:
             self._write()
-        n, weight_map = len(self.names), {}
+        n = len(self.names)
+        weight_map: dict[str, str] = {}
         for i, names in enumerate(self.names):
             file = "model.safetensors" if n == 1 else f"model-{i + 1:05}-of-{n:05}.safetensors"
             self._part(i).rename(self.into / file)

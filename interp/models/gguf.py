@@ -116,11 +116,15 @@ def _convert_tensors(reader: Any, model: Any, into: Path, dtype: torch.dtype, pr
     )
 
     parsed = load_gguf_checkpoint(str(reader.data.filename), return_tensors=False)
-    processor = TENSOR_PROCESSORS.get(_text(reader, "general.architecture"), TensorProcessor)(config=parsed["config"])
+    processor = TENSOR_PROCESSORS.get(str(_text(reader, "general.architecture")), TensorProcessor)(
+        config=parsed["config"]
+    )
     names = get_gguf_hf_weights_map(model, processor)
     # Experts are gathered here by transformers' processors, several tensors of the file in one.
-    parsed["tensors"] = gathered = {}
-    shards, written, done = Shards(into), set(), 0
+    gathered: dict[str, Tensor] = {}
+    parsed["tensors"] = gathered
+    shards, done = Shards(into), 0
+    written: set[str] = set()
     total = sum(int(tensor.n_bytes) for tensor in reader.tensors)
     for tensor in reader.tensors:
         found = processor.process(

@@ -207,14 +207,14 @@ def _paper(
             bbox_to_anchor=((_LEFT - 6) / width, 1 - (top - 34) / height), fontsize=style.SIZES["axis"] * _PT,
             handlelength=2.6, borderpad=0, columnspacing=2.0, borderaxespad=0,
         )  # fmt: skip
-        at = _LEFT / width
+        margin = _LEFT / width
         figure.text(
-            at, 1 - 14 / height, drawable(title), va="top", weight="bold", color=style.INK,
+            margin, 1 - 14 / height, drawable(title), va="top", weight="bold", color=style.INK,
             fontsize=style.SIZES["title"] * _PT,
         )  # fmt: skip
         if subtitle:
             figure.text(
-                at, 1 - 36 / height, drawable(subtitle), va="top", color=style.MUTED,
+                margin, 1 - 36 / height, drawable(subtitle), va="top", color=style.MUTED,
                 fontsize=style.SIZES["subtitle"] * _PT,
             )  # fmt: skip
     return figure

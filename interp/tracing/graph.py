@@ -309,14 +309,16 @@ class AttributionGraph:
             else:
                 raise damaged(path, f"{name} has {len(texts[name])} texts for {len(names)} nodes")
         n = len(arrays.get("weights", ()))
-        ends = [_array(arrays, name, kind, n, path) for name, kind in _EDGES.items()]
+        targets, sources, weights = (_array(arrays, name, kind, n, path) for name, kind in _EDGES.items())
         try:
             return cls(
                 checked(header, "prompt", str, path),
                 tuple(checked(header, "tokens", list[int], path)),
                 tuple(checked(header, "words", list[str], path)),
                 pd.DataFrame(columns, index=pd.Index(names, name="node")),
-                *ends,
+                targets,
+                sources,
+                weights,
                 about=checked(header, "about", dict, path),
             )
         except UsageError as error:

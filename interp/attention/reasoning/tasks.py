@@ -153,8 +153,8 @@ def train_kth_smallest(
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
-        attn_implementation="eager",
     )
+    config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)

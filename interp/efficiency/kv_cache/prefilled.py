@@ -36,7 +36,7 @@ class Prefilled:
         self.rows, self.length = tokens.shape
         shape = geometry(model)
         self._stores = [_Seen() for _ in shape.layers]
-        parts = [lambda store=store: [([], store)] for store in self._stores]
+        parts: list[Any] = [lambda store=store: [([], store)] for store in self._stores]
         cache = KVCache("", parts, [len(groups) for groups in shape.groups])
         with with_cache(model, cache, self.rows, self.length):
             Decoder(model, cache).feed(tokens)
