@@ -12,8 +12,9 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from interp.results.files import staging
+
 CHANGES = frozenset(("os.rename", "os.remove", "os.rmdir", "os.mkdir", "shutil.copyfile"))
-TEMPORARY = ".interp-"
 
 
 def killed_at(step: int, write: Callable[[], Any], folder: Path) -> bool:
@@ -54,32 +55,31 @@ def assert_old_or_new(
     old: Callable[[], Any],
     new: Callable[[], Any],
     read: Callable[[], Any],
-    same: Callable[[Any, Any], bool] = lambda one, other: one == other,
 ) -> int:
     """Kills `new` over the files of `old` before every change; what is read is the one or the other, and whole.
 
-    Writing again leaves the same files behind as if nothing had been killed.
+    What was left over is gone when anything is written there again.
 
     Returns:
         How many times it was killed.
     """
     old()
-    before, kept = read(), files(folder)
+    before, kept, copy = read(), files(folder), folder.with_name(f"{folder.name}-old")
+    shutil.copytree(folder, copy)
     new()
     after, wanted = read(), files(folder)
-    assert not same(before, after), "old and new must differ to be told apart"
+    assert before != after, "old and new must differ to be told apart"
     counted = False
     for step in count(1):
         shutil.rmtree(folder)
-        old()
-        assert files(folder) == kept
+        shutil.copytree(copy, folder)
         killed = killed_at(step, new, folder)
         found = read()
-        assert same(found, after) or (same(found, before) and not counted), f"neither old nor new after step {step}"
-        counted = same(found, after)
-        new()
-        assert same(read(), after)
-        assert files(folder) == wanted, f"left over after step {step}"
+        assert found == after or (found == before and not counted), f"neither old nor new after step {step}"
+        counted = found == after
+        with staging(folder):
+            pass
+        assert files(folder) == (wanted if counted else kept), f"left over after step {step}"
         if not killed:
             assert counted
             assert step > 4

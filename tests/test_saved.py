@@ -15,6 +15,7 @@ from saved import KINDS, content
 import interp
 from interp.errors import InterpError, UsageError
 from interp.features import harvest
+from interp.results.files import write_text
 from interp.results.loading import READERS
 
 OF_SEVERAL_FILES = [
@@ -52,6 +53,14 @@ def test_there_is_one_of_everything_that_can_be_read():
     assert {kind.reader for kind in KINDS.values()} | {"interp.activations/1"} == set(READERS)
 
 
+@pytest.fixture
+def _small_pictures(monkeypatch):
+    """Pictures that take no time to draw, where they are written again and again."""
+    monkeypatch.setattr(interp.efficiency.Tradeoff, "picture", lambda *_: None)
+    monkeypatch.setattr(interp.plots, "save", lambda picture, path: write_text(path, "picture"))
+
+
+@pytest.mark.usefixtures("_small_pictures")
 @pytest.mark.parametrize("name", OF_SEVERAL_FILES)
 def test_a_folder_is_old_or_new_whenever_its_writer_is_killed(tmp_path, name):
     kind, folder = KINDS[name], tmp_path / "out"
@@ -59,6 +68,7 @@ def test_a_folder_is_old_or_new_whenever_its_writer_is_killed(tmp_path, name):
     assert_old_or_new(folder, lambda: kind.save(old, folder), lambda: kind.save(new, folder), lambda: read(folder))
 
 
+@pytest.mark.usefixtures("_small_pictures")
 @pytest.mark.parametrize("name", OF_SEVERAL_FILES)
 def test_a_mixture_is_refused_by_name(tmp_path, name):
     """Whichever of the files that are read is another one's, what is loaded is the one, the other, or nothing."""
@@ -77,6 +87,14 @@ def test_a_mixture_is_refused_by_name(tmp_path, name):
         assert found in whole or str(tmp_path / "mixed") in error, f"a mixture with the new {file}"
         refused += bool(error)
     assert refused >= (0 if name == "trade-off" else 2)
+
+
+def test_transcoders_of_two_models_are_no_set(tmp_path):
+    for layer, dictionary in KINDS["transcoders"].make(0).items():
+        dictionary.model = ("small", str(layer) * 16)
+        dictionary.save(tmp_path / f"layer_{layer}")
+    with pytest.raises(InterpError, match=r"two models: layer_0 is of small with the fingerprint 0{16}, layer_2"):
+        interp.results.load(tmp_path)
 
 
 def _tried(path):
