@@ -107,6 +107,7 @@ class TestGroundTruth:
         for sample, answer in zip(samples, answers(model, samples, steps), strict=True):
             written, copies = by_hand(model, sample, steps)
             assert list(answer.tokens) == written
+            np.testing.assert_array_equal(answer.strongest, copies["strongest"])
             needle = set(sample.needle)
             sets = np.vectorize(lambda tokens: len(tokens & needle) / len(needle))(copies["set"])  # noqa: B023
             np.testing.assert_allclose(answer.score, sets, atol=1e-12)
@@ -185,21 +186,24 @@ def by_hand(model, sample, steps):
     ids, (first, stop) = list(sample.tokens), sample.span
     shape = (model.cfg.n_layers, model.cfg.n_heads)
     count, sets = np.zeros(shape), np.frompyfunc(lambda _: set(), 1, 1)(np.empty(shape))
-    written = []
+    written, strongest = [], []
     for _ in range(steps):
         logits, cache = model.run_with_cache(torch.tensor([ids]))
         token = int(logits[0, -1].argmax())
         if token == model.tokenizer.eos_token_id:
             break
+        strongest.append(np.zeros(shape, int))
         for layer in range(shape[0]):
             for head in range(shape[1]):
                 key = int(cache[f"blocks.{layer}.attn.hook_pattern"][0, head, -1].argmax())
+                strongest[-1][layer, head] = key
                 if first <= key < stop and sample.tokens[key] == token:
                     count[layer, head] += 1
                     sets[layer, head].add(token)
         written.append(token)
         ids.append(token)
-    return written, {"set": sets, "steps": count}
+    looked = np.array(strongest, int).reshape(-1, *shape)
+    return written, {"set": sets, "steps": count, "strongest": looked}
 
 
 class TestInvariants:

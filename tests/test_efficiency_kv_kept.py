@@ -9,7 +9,7 @@ from families import tiny
 from test_efficiency_kv_cache import LENGTH, TOKENS, _no_text, close  # noqa: F401
 
 from interp.efficiency import deploy
-from interp.efficiency.kv_cache import ActQKVCache, CItruSCache, FullCache
+from interp.efficiency.kv_cache import ActQKVCache, CItruSCache, FullCache, H2OCache
 from interp.efficiency.kv_cache.actqkv import ProbeQuery, probe_query
 from interp.efficiency.kv_cache.attention import Step
 from interp.efficiency.kv_cache.quantized_store import Quantized
@@ -42,6 +42,22 @@ def test_citrus_keeps_what_the_instruction_attends_to(model, layer):
     best = worth[: LENGTH - 4].topk(16).indices.sort().values
     for head in range(2):
         close(kept[0, head], keys[0, head, [*best.tolist(), *range(LENGTH - 4, LENGTH)]])
+
+
+@torch.no_grad()
+def test_heavy_hitters_count_what_earlier_turns_looked_at(model):
+    """In two turns and a decoded token, with room for all of them, so that nothing goes."""
+    model.set_attn_implementation("eager")
+    pattern = model(TOKENS[:, :31], output_attentions=True, use_cache=False).attentions[1][0]
+    model.set_attn_implementation("sdpa")
+    plan = H2OCache(budget=0.95, length=LENGTH).plan(model)
+    with plan.applied(model):
+        cache = plan.new_cache(model)
+        for piece in (TOKENS[:, :20], TOKENS[:, 20:30], TOKENS[:, 30:31]):
+            model(piece, past_key_values=cache)
+    store = cache.layers[1].parts[0][1]
+    assert store.n > 31
+    close(store.scores[0], pattern.unflatten(0, (2, 2)).sum((1, 2)))
 
 
 def by_hand(query):
