@@ -65,8 +65,11 @@ def _planted(first: float = 40.0, token: float = 0.0, askers: slice = slice(None
 
 
 @functools.cache
-def _with_massive(position: int = 0):
-    """A GPT-2 of three layers; neuron 5 of MLP 1 writes 20,000 into channel 7 at one position, MLP 2 takes it away."""
+def _with_massive(position: int = 0, without: int | None = None):
+    """A GPT-2 of three layers; neuron 5 of MLP 1 writes 20,000 into channel 7 at one position, MLP 2 takes it away.
+
+    It does not where the token `without` stands there.
+    """
     model = hugging_face_model("gpt2")
     with torch.no_grad():
         places, one, two = model.transformer.wpe.weight, model.transformer.h[1], model.transformer.h[2]
@@ -75,6 +78,8 @@ def _with_massive(position: int = 0):
             block.attn.c_proj.weight[:, MARK] = block.attn.c_proj.bias[MARK] = 0
         model.transformer.h[0].mlp.c_proj.weight[:, MARK] = model.transformer.h[0].mlp.c_proj.bias[MARK] = 0
         places[position, MARK] = 50.0
+        if without is not None:
+            model.transformer.wte.weight[without, MARK] = -50.0
         for block, channel, low in ((one, MARK, -30.0), (two, 7, -30.0)):
             norm, fc = block.ln_2, block.mlp.c_fc
             norm.weight.fill_(1), norm.bias.zero_()
@@ -163,7 +168,8 @@ def test_the_first_tokens_own_query_counts_in_the_published_metric_and_not_in_ou
 def test_positions_and_tokens_that_are_sinks_are_found(monkeypatch, first, token, positions, tokens):
     monkeypatch.setattr(sink_evidence, "_SHARE", 1.0)  # of the layer's heads that are left below
     texts = _tokens(6, 40)
-    texts[:4, 12] = texts[:4, 20] = SINK_TOKEN
+    for row in range(4):
+        texts[row, [8 + row, 16 + row]] = SINK_TOKEN
     whole = census(_planted(first, token), texts)
     names = ("received", "own")
     alone = replace(whole, **{name: getattr(whole, name)[:1, :, 2:3] for name in names})
@@ -176,6 +182,30 @@ def test_positions_and_tokens_that_are_sinks_are_found(monkeypatch, first, token
         assert rate["token"].values.tolist() == [SINK_TOKEN]
         assert rate["texts"].values.tolist() == [4]
         assert float(rate[0]) == 1
+
+
+def test_a_text_whose_first_token_leaves_the_sink_to_others_does_not_take_it_from_the_model(monkeypatch):
+    monkeypatch.setattr(sink_evidence, "_SHARE", 1 / 12)  # one head has the sink
+    model, plain = _planted(60.0, -60.0), _planted(0.0)
+    texts = _tokens(6, 40)
+    texts[2, 0] = SINK_TOKEN  # takes away what position 0 writes
+    found = sink_positions(model, texts)
+    assert found.positions == (0,)
+    assert float(found.evidence["rate"][0]) == pytest.approx(5 / 6)
+    assert found.summary() == "sinks at position 0 (83% of the texts)"
+    assert found.to_frame().loc[0, ["position", "sink"]].tolist() == [0, True]
+    assert found.to_frame()["rate"].tolist()[0] == pytest.approx(5 / 6)
+    texts[:4, 0] = SINK_TOKEN
+    assert sink_positions(model, texts).positions == ()
+    assert sink_positions(plain, texts).positions == ()
+
+
+def test_massive_activations_of_most_texts_have_a_position_and_those_of_few_have_none():
+    texts = _tokens(6, 24)
+    for rows, positions in ((1, (0,)), (4, ())):
+        texts[:rows, 0] = SINK_TOKEN
+        found = massive_activations(_with_massive(0, SINK_TOKEN), texts)
+        assert (found.channels, found.appears, found.positions) == ((7,), 1, positions)
 
 
 def test_one_survey_is_what_the_single_findings_are():

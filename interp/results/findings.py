@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -30,6 +31,7 @@ __all__ = [
     "RetrievalHeads",
     "SinkHeads",
     "SinkPositions",
+    "positions_or",
 ]
 
 
@@ -38,12 +40,12 @@ class SinkPositions(Finding):
     """Where attention collects whatever stands there: positions at the start, and tokens further on.
 
     Args:
-        positions: absolute positions that are sinks in every text, most often (0,).
+        positions: absolute positions that are sinks in most texts, most often (0,).
         tokens: ids of tokens that become sinks where they stand later in a text.
         threshold: the mean attention from which on a position counts as a sink of a head.
 
-    Evidence: ``attention`` "layer position", the mean attention that a position gets from those that see it; others
-    as the analysis has them.
+    Evidence: ``attention`` "layer position", the mean attention that a position gets from those that see it; ``rate``
+    "position", if known, the share of the texts in which it is a sink; others as the analysis has them.
     """
 
     positions: Sequence[int]
@@ -66,15 +68,19 @@ class SinkPositions(Finding):
         return max(self.positions) + 1 if self.positions else 0
 
     def summary(self) -> str:
-        where = f"at position {', '.join(map(str, self.positions))}" if self.positions else "at no position"
+        rate = self.evidence.get("rate")
+        shares = {p: "" if rate is None else f" ({float(rate[p]):.0%} of the texts)" for p in self.positions}
+        where = f"position {', '.join(f'{p}{share}' for p, share in shares.items())}" if shares else "no position"
         count = len(self.tokens)
         further = f"; {'one token' if count == 1 else f'{count} tokens'} further on" if count else ""
-        return f"sinks {where} of every text{further}"
+        return f"sinks at {where}{further}"
 
     def to_frame(self) -> pd.DataFrame:
         mean = self.evidence["attention"].mean("layer")
         frame = pd.DataFrame({"position": mean["position"].values, "attention": mean.values})
         frame["sink"] = frame["position"].isin(self.positions)
+        if "rate" in self.evidence:
+            frame["rate"] = self.evidence["rate"].values
         return frame.sort_values("attention", ascending=False, kind="stable").reset_index(drop=True)
 
 
@@ -86,7 +92,7 @@ class MassiveActivations(Finding):
         channels: the channels, largest first.
         appears: the first layer whose output has them.
         vanishes: the first later layer whose output has them no more; the number of layers if they stay.
-        positions: absolute positions where they are in every text.
+        positions: absolute positions where they are in most texts.
         ratio: the largest one's size against the median size of that layer's values.
 
     Evidence: ``size`` "layer position", the largest absolute value of each position's residual stream behind each
@@ -124,6 +130,29 @@ class MassiveActivations(Finding):
     def to_frame(self) -> pd.DataFrame:
         frame = to_frame(self.evidence["size"]).rename(columns={"value": "size"})
         return frame.sort_values("size", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def positions_or(
+    finding: SinkPositions | MassiveActivations | None, default: Sequence[int], who: str
+) -> tuple[int, ...]:
+    """The positions that a finding names; the default without one, and, with a warning, where it names none.
+
+    That nothing was found where was looked is no evidence that nothing is needed.
+
+    Args:
+        finding: of sinks or massive activations.
+        default: what is done without a finding.
+        who: what reads it, for the warning.
+    """
+    if finding is None:
+        return tuple(default)
+    if not finding.positions:
+        warnings.warn(
+            f"{who}: the {type(finding).__name__} given names no position ({finding.summary()}), which does not say "
+            "that none is needed; it goes on as without a finding",
+            stacklevel=3,
+        )
+    return tuple(finding.positions or default)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -15,7 +15,7 @@ from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.results import scores
-from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions
+from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions, positions_or
 from interp.tasks import corpus
 from interp.tasks.splits import half_of_corpus
 
@@ -65,7 +65,7 @@ def activation_statistics(
     split = half_of_corpus(source, split)
     tokens = corpus(source, model, n, length, seed, split=split)
     parts = verified(model)
-    positions = (0,) if sinks is None else tuple(sinks.positions)
+    positions = positions_or(sinks, (0,), "activation_statistics")
     named = tuple(getattr(sinks, "tokens", ()))
     left = torch.ones(tokens.shape, dtype=torch.bool)
     left[:, [p for p in positions if p < tokens.shape[1]]] = False

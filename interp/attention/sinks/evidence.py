@@ -17,6 +17,9 @@ __all__ = ["heads_finding", "positions_finding"]
 
 _SHARE = 0.1
 """A position is a sink of a text if this share of all heads has a sink there."""
+_TEXTS = 0.5
+"""A position is a sink of a model if it is one of this share of the texts: not of all, since without BOS any token may
+stand there, and some (as the # that code begins with) leave the sink to the next one."""
 _SEEN = 16
 """Keys that fewer queries see are not judged: one query's glance would make a mean."""
 
@@ -79,8 +82,8 @@ def positions_finding(
     """
     judged = found.seen_by >= min(_SEEN, found.tokens.shape[1])
     is_sink = (found.sinks(threshold).float().mean((0, 2)) >= _SHARE) & judged
-    always = is_sink.all(0).nonzero()[:, 0].tolist()
-    tokens, evidence = _later(encoder, found, is_sink, judged, always)
+    positions = (is_sink.float().mean(0) >= _TEXTS).nonzero()[:, 0].tolist()
+    tokens, evidence = _later(encoder, found, is_sink, judged, positions)
     value, resid = (_first_over_others(x) for x in (found.value_norm, found.resid_norm))
     attention = scores(
         found.importance.mean((1, 2)),
@@ -91,7 +94,7 @@ def positions_finding(
     )
     return SinkPositions(
         **about,
-        positions=always,
+        positions=positions,
         tokens=tokens,
         threshold=threshold,
         evidence={
@@ -101,7 +104,7 @@ def positions_finding(
             "resid_ratio": scores(resid, ("layer",), name="residual norm, first / median of others"),
             **evidence,
         },
-        settings={**settings, "share_of_heads": _SHARE, "seen_by_at_least": _SEEN},
+        settings={**settings, "share_of_heads": _SHARE, "share_of_texts": _TEXTS, "seen_by_at_least": _SEEN},
     )
 
 
@@ -111,17 +114,17 @@ def _first_over_others(norms: Tensor) -> Tensor:
 
 
 def _later(
-    encoder: Encoder, found: Census, is_sink: Tensor, judged: Tensor, always: list[int]
+    encoder: Encoder, found: Census, is_sink: Tensor, judged: Tensor, positions: list[int]
 ) -> tuple[list[int], dict[str, xr.DataArray]]:
     """Tokens that become sinks further on, and the evidence about every token that ever did."""
     tokens, length = found.tokens, found.tokens.shape[1]
     judged = judged.repeat(len(tokens), 1)
-    judged[:, always] = False
+    judged[:, positions] = False
     candidates = tokens[is_sink & judged].unique()
     rows = []
     for token in candidates.tolist():
         here = (tokens == token) & judged
-        first = here & (here.cumsum(1) == 1) & ~(tokens[:, always] == token).any(1, keepdim=True)
+        first = here & (here.cumsum(1) == 1) & ~(tokens[:, positions] == token).any(1, keepdim=True)
         again = here & ~first
         rate = [float(is_sink[place].float().mean()) if place.any() else torch.nan for place in (first, again)]
         attention = (

@@ -47,13 +47,13 @@ def massive_activations(
         prefix: let what the model wants before a text (BOS) stand first.
 
     Returns:
-        The finding. What it states is about the largest one's position where they are in every text (else about all);
-        ``channels`` are massive in half of the texts at least, from ``appears`` until ``vanishes``. Evidence: ``size``
-        and ``resid_norm`` "layer position", means over the texts; ``median`` "layer"; ``count`` "layer", massive
-        activations a text; ``values`` "layer channel", of the channels at the largest one's position, mean and
-        ``deviation`` over the texts; ``written`` "kind layer channel", what the embedding, each attention and each MLP
-        adds to the channels there up to the layer where they appear; ``neurons`` "channel neuron", what each neuron of
-        that layer's MLP adds.
+        The finding. What it states is about ``positions``, where half of the texts at least have one (if there is no
+        such position, about all); ``channels`` are massive in half of the texts at least, from ``appears`` until
+        ``vanishes``. Evidence: ``size`` and ``resid_norm`` "layer position", means over the texts; ``median`` "layer";
+        ``count`` "layer", massive activations a text; ``values`` "layer channel", of the channels at the largest one's
+        position, mean and ``deviation`` over the texts; ``written`` "kind layer channel", what the embedding, each
+        attention and each MLP adds to the channels there up to the layer where they appear; ``neurons`` "channel
+        neuron", what each neuron of that layer's MLP adds.
 
     Raises:
         UsageError: `n` below 1, `length` below 2, an unknown source.
@@ -92,9 +92,9 @@ def massive_finding(model: Any, found: Census, settings: dict[str, Any]) -> Mass
     nothing: dict[str, Any] = {"channels": (), "appears": 0, "vanishes": 0, "positions": (), "ratio": 0.0}
     if not len(found.massive):
         return MassiveActivations(**about, evidence=evidence, settings=settings, **nothing)
-    layers, texts, positions, channels = found.massive.T
-    always = [p for p in positions.unique().tolist() if len(texts[positions == p].unique()) == len(found.tokens)]
-    here = torch.isin(positions, torch.tensor(always)) if always else torch.ones_like(positions, dtype=torch.bool)
+    layers, _, positions, channels = found.massive.T
+    usual = [p for p in positions.unique().tolist() if _texts_with(found, positions == p) * 2 >= len(found.tokens)]
+    here = torch.isin(positions, torch.tensor(usual)) if usual else torch.ones_like(positions, dtype=torch.bool)
     often = [_texts_with(found, here & (channels == c)) for c in range(int(channels.max()) + 1)]
     kept = [c for c, many in enumerate(often) if many * 2 >= len(found.tokens)] or [int(channels[here][0])]
     largest = {c: float(found.massive_values[here & (channels == c)].abs().max()) for c in kept}
@@ -114,7 +114,7 @@ def massive_finding(model: Any, found: Census, settings: dict[str, Any]) -> Mass
         channels=kept,
         appears=appears,
         vanishes=vanishes,
-        positions=always,
+        positions=usual,
         ratio=ratio,
         evidence=evidence,
         settings={**settings, "writers_at": position},

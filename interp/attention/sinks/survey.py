@@ -179,7 +179,7 @@ def sink_positions(
     *,
     prefix: bool = True,
 ) -> SinkPositions:
-    """Which positions are sinks in every text, and which tokens become sinks further on.
+    """Which positions are sinks in half of the texts at least, and which tokens become sinks further on.
 
     A position is a sink of a text if a tenth of all heads has an importance above the threshold there. Keys that
     fewer than 16 queries see are not judged.

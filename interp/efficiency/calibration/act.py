@@ -15,7 +15,7 @@ from interp.efficiency.kv_cache.geometry import deployed
 from interp.efficiency.pruning.anatomy import anatomy
 from interp.errors import UsageError
 from interp.results.finding import Finding, HeadScores
-from interp.results.findings import CalibrationHeads, HeadKinds, SinkPositions
+from interp.results.findings import CalibrationHeads, HeadKinds, SinkPositions, positions_or
 
 __all__ = ["ACT"]
 
@@ -64,7 +64,7 @@ class ACT(AttentionMethod):
         return [finding for finding in (self.heads, self.sinks) if finding is not None]
 
     def rule(self, model: PreTrainedModel) -> ByAttention:
-        return ByAttention(self.alpha, 1 if self.sinks is None else self.sinks.n)
+        return ByAttention(self.alpha, max(positions_or(self.sinks, (0,), self.name)) + 1)
 
     def plan(self, model: Any) -> CalibrationPlan:
         """The heads with the largest scores."""

@@ -141,7 +141,7 @@ class AttendreCache(CacheMethod):
         return [self.sinks] if isinstance(self.sinks, SinkPositions) else []
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        sinks = sinks_of(self.sinks)
+        sinks = sinks_of(self.sinks, self.name, 0)
 
         def waiting(length: int) -> float:
             return min(int(self.options["wait"]), length) * shape.query_heads / 2

@@ -18,7 +18,7 @@ from interp.efficiency.kv_cache.policies import FULL, entry_bytes
 from interp.efficiency.method import Method
 from interp.efficiency.registry import check_budget
 from interp.errors import UsageError
-from interp.results.findings import SinkPositions
+from interp.results.findings import SinkPositions, positions_or
 
 __all__ = ["SINKS", "CacheMethod", "sinks_of"]
 
@@ -179,14 +179,13 @@ class CacheMethod(Method):
         return UsageError(f"{said}; no budget works at this length, and this one does from {shortest} tokens on")
 
 
-def sinks_of(sinks: SinkPositions | int | None) -> int:
-    """How many tokens at the start are kept: what a finding says, a number, or `SINKS`."""
-    if sinks is None:
-        return SINKS
-    found = sinks.n if isinstance(sinks, SinkPositions) else sinks
-    if found < 0:
-        raise UsageError(f"sinks must be a number of tokens or a SinkPositions finding, got {sinks}")
-    return found
+def sinks_of(sinks: SinkPositions | int | None, who: str, default: int = SINKS) -> int:
+    """How many tokens at the start are kept: what a finding says, a number, or the default."""
+    if sinks is None or isinstance(sinks, SinkPositions):
+        return max(positions_or(sinks, range(default), who), default=-1) + 1
+    if sinks < 0:
+        raise UsageError(f"{who}: sinks must be a number of tokens or a SinkPositions finding, got {sinks}")
+    return sinks
 
 
 def _random(policy: dict[str, Any], seed: int, at: tuple[int, int], shape: Geometry, length: int) -> dict[str, Any]:

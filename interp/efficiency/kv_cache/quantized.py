@@ -64,7 +64,7 @@ class QuantizedCache(CacheMethod):
         sizes = {}
         for bits in (8, 4) if self.bits is None else (self.bits,):
             kept = {"keep": "quantized", "bits": bits, "group": self.group, "residual": self.residual}
-            kept["sinks"] = sinks_of(self.sinks)
+            kept["sinks"] = sinks_of(self.sinks, self.name)
             sizes[bits] = entry_bytes(kept, length, shape) / (length * shape.entry_bytes)
             if not self.stated or sizes[bits] <= self.room(shape, length):
                 return dict.fromkeys(shape.compressible, kept)

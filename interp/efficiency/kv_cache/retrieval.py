@@ -111,7 +111,7 @@ class RetrievalCache(CacheMethod):
         self, shape: Geometry, length: int, order: Sequence[tuple[int, int]]
     ) -> dict[tuple[int, int], dict[str, Any]]:
         """The first heads of an order keep everything."""
-        sinks = sinks_of(self.sinks)
+        sinks = sinks_of(self.sinks, self.name)
         whole = FULL if self.bits is None else {"keep": "quantized", "bits": self.bits, "sinks": sinks}
         full, window = self._sizes(shape, length, entry_bytes(whole, length, shape) / shape.entry_bytes, sinks)
         kept = {"keep": "window", "sinks": sinks, "window": window, "positions": "kept"}

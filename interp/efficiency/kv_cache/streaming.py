@@ -51,7 +51,7 @@ class StreamingCache(CacheMethod):
         return [self.sinks] if isinstance(self.sinks, SinkPositions) else []
 
     def policies(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        sinks = sinks_of(self.sinks)
+        sinks = sinks_of(self.sinks, self.name)
         beside = sinks / 2 if self.positions == "reindexed" else 0  # the sinks' keys as they came
         window = self.entries(shape, length, sinks + 1, 1, lambda _: beside) - sinks
         kept = {"keep": "window", "sinks": sinks, "window": window, "positions": self.positions}

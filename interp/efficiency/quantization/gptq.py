@@ -15,7 +15,7 @@ from interp.efficiency.quantization.method import Choice, QuantMethod, integers
 from interp.efficiency.quantization.plan import QuantPlan
 from interp.efficiency.quantization.spots import Spot
 from interp.errors import UsageError
-from interp.results.findings import MassiveActivations, SinkPositions
+from interp.results.findings import MassiveActivations, SinkPositions, positions_or
 from interp.tasks import corpus, sized
 from interp.tasks.splits import half_of_corpus
 
@@ -71,7 +71,7 @@ class GPTQ(QuantMethod):
 
     def beside(self, model: PreTrainedModel) -> Mapping[str, Any]:
         tokens = corpus(self.source, model, self.n, self.length, self.seed, split=half_of_corpus(self.source, "find"))
-        positions = () if self.sinks is None else tuple(p for p in self.sinks.positions if p < self.length)
+        positions = tuple(p for p in positions_or(self.sinks, (), self.name) if p < self.length)
         return {"calibration": tuple(map(tuple, tokens.tolist())), "left_out": positions}
 
     def random_plan(self, model: Any, seed: int = 0) -> QuantPlan:

@@ -20,7 +20,7 @@ from interp.efficiency.quantization.plan import QuantPlan
 from interp.efficiency.quantization.spots import Spot
 from interp.efficiency.quantization.statistics import key, text_of
 from interp.errors import UsageError, unknown_name
-from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions
+from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions, positions_or
 
 __all__ = ["W8A8"]
 
@@ -82,8 +82,8 @@ class W8A8(QuantMethod):
     def beside(self, model: PreTrainedModel) -> Mapping[str, Any]:
         found: dict[str, Any] = {"statistics": dict(self._parts)}
         if self.sinks is not None:
-            tokens = tuple(getattr(self.sinks, "tokens", ()))
-            found["kept"] = {"positions": tuple(self.sinks.positions), "tokens": tokens}
+            positions, tokens = positions_or(self.sinks, (), self.name), tuple(getattr(self.sinks, "tokens", ()))
+            found |= {"kept": {"positions": positions, "tokens": tokens}} if positions or tokens else {}
         return found
 
     def random_plan(self, model: Any, seed: int = 0) -> QuantPlan:

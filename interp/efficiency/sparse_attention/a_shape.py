@@ -79,7 +79,7 @@ class AShape(SparseMethod):
         return [self.sinks] if isinstance(self.sinks, SinkPositions) else []
 
     def rules(self, shape: Geometry, length: int) -> dict[tuple[int, int], dict[str, Any]]:
-        sinks = sinks_of(self.sinks)
+        sinks = sinks_of(self.sinks, self.name)
         if self.window is not None:
             back = -(-(self.window - 1) // self.block)
         else:

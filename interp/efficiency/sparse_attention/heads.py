@@ -134,7 +134,7 @@ class HeadPatterns(SparseMethod):
         Raises:
             UsageError: No room for one head; the message says which budget works.
         """
-        sinks = sinks_of(self.sinks)
+        sinks = sinks_of(self.sinks, self.name)
         most = None if self.full is None else round(self.full * heads)
         if self.window is None:
             assert self.budget is not None
