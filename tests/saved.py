@@ -173,7 +173,10 @@ def _explanations(seed: int) -> Interpretations:
 
 def _readings(seed: int) -> Any:
     made = readings()
-    return type(made)(made.features + seed, made.about, made.strings, made.arrays)
+    places = {"reads": "resid_post.1", "writes": "resid_post.1"}
+    about = {**made.about, "model": "small", "fingerprint": "0", "d_sae": 4, "quantiles": 2, **places}
+    arrays = {**made.arrays, "sample.index": np.full((1, 2, 3), -1), "sample.tokens": np.full((1, 2, 3, 1), -1)}
+    return type(made)(made.features + seed, about, made.strings, arrays)
 
 
 def _into(name: str, method: str = "save") -> Callable[[Any, Path], Path]:

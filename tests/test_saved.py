@@ -118,7 +118,7 @@ def _written(path, data):
 REFUSED = {
     "x.json": ({"a": 1}, "does not say what it is, and is nothing that this program has written: it has a"),
     "list.json": ([1, 2], "list.json is cut short, damaged or of another kind: .* an object is needed"),
-    "cut.json": ('{"a": 1', "cut.json is cut short, damaged or of another kind: it is cut short or no JSON"),
+    "cut.json": ('{"a": 1', "cut.json is cut short, damaged or of another kind: no JSON"),
     "newer.json": ({"format": "interp.circuit/9"}, "format 'interp.circuit/9', this version reads 'interp.circuit/1'"),
     "theirs.json": ({"format": "other/1"}, "is of the format 'other/1', which this program does not write"),
     "number.json": ({"format": 3}, "does not say what it is"),
