@@ -99,8 +99,6 @@ class AttributionGraph:
             raise UsageError(f"an edge ends outside the {len(self.nodes)} nodes")
         if unknown := sorted(set(self.nodes["kind"]) - set(KINDS)):
             raise UsageError(f"a node is of the kind {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
-        if len(self.nodes) and not 0 <= self.nodes["position"].min() <= self.nodes["position"].max() < len(self.words):
-            raise UsageError(f"a node stands outside the {len(self.words)} tokens")
 
     def __repr__(self) -> str:
         return f"AttributionGraph({self.prompt!r}, {len(self.nodes):,} nodes, {len(self.weights):,} edges)"
@@ -310,11 +308,14 @@ class AttributionGraph:
                 raise damaged(path, f"{name} has {len(texts[name])} texts for {len(names)} nodes")
         n = len(arrays.get("weights", ()))
         targets, sources, weights = (_array(arrays, name, kind, n, path) for name, kind in _EDGES.items())
+        words = checked(header, "words", list[str], path)
+        if not all(0 <= position < len(words) for position in columns["position"]):
+            raise damaged(path, f"a node stands outside the {len(words)} tokens")
         try:
             return cls(
                 checked(header, "prompt", str, path),
                 tuple(checked(header, "tokens", list[int], path)),
-                tuple(checked(header, "words", list[str], path)),
+                tuple(words),
                 pd.DataFrame(columns, index=pd.Index(names, name="node")),
                 targets,
                 sources,
