@@ -12,9 +12,11 @@ from typer.testing import CliRunner
 
 import interp
 from interp.cli import app
+from interp.cli.app import err, out
 from interp.models.cards import card
 
 _load = interp.models.load
+out.width = err.width = 160
 
 
 @functools.cache

@@ -47,7 +47,7 @@ def test_a_plan_is_made_and_its_trade_off_measured(tmp_path):
     assert interp.results.load(tmp_path / "half") == Plan.load(tmp_path / "half" / "plan.json")
     assert "streaming at 50%" in done.stdout
     assert not (tmp_path / "half" / "model").exists()
-    sizes = ["--length", 128, "-n", 1, "--steps", 2, "--repetitions", 1]
+    sizes = ["--length", 160, "-n", 1, "--steps", 2, "--repetitions", 1]
     done = command("tradeoff", "--plan", tmp_path / "half", *sizes, "--out", tmp_path / "measured")
     assert done.returncode == 0, done.stderr
     rows = {row["row"]: row for row in json.loads((tmp_path / "measured" / "tradeoff.json").read_text())["rows"]}

@@ -356,7 +356,7 @@ class TestFiles:
             ({"method": "heads", "options": {}, "findings": {}}, "needs a finding of type HeadImportance"),
             ({"method": 3, "options": {}, "findings": {}}, "makes no sense"),
             ({}, "does not say how it was made"),
-            ([1, 2], r"how it was made is \[1, 2\]"),
+            ([1, 2], r"made is \(1, 2\), an object is needed"),
         ],
     )
     def test_what_a_file_says_of_how_a_plan_was_made_is_not_believed(self, model, made, message):

@@ -529,7 +529,12 @@ class TestPlans:
         plan = StreamingCache(budget=0.25, length=LENGTH, sinks=2).plan(model)
         assert sorted(set(plan.to_frame()["layer"])) == [1, 3]
         with plan.applied(model):
-            assert cache_of(model(TOKENS)).entries() == [[4], [10], [4], [10]]
+            assert cache_of(model(TOKENS)).entries() == [
+                [4],
+                [7],
+                [4],
+                [7],
+            ]  # a quarter of all 88 entries, eight of which are windows
 
     @pytest.mark.parametrize("name", NAMES)
     @pytest.mark.parametrize("budget", [0.7, 0.85])

@@ -200,8 +200,9 @@ def test_what_a_file_cannot_hold_is_named_before_anything_is_written(tmp_path, s
 def test_unknown_suffixes_suggest_the_nearest(tmp_path):
     with pytest.raises(UsageError, match="json"):
         results.save(example(), tmp_path / "x.jsn")
+    (tmp_path / "x.jsn").touch()
     with pytest.raises(UsageError, match="file format"):
-        results.load(tmp_path / "x.pkl")
+        results.load(tmp_path / "x.jsn")
 
 
 def test_integers_that_netcdf_cannot_hold_are_refused(tmp_path):

@@ -76,5 +76,5 @@ def test_bad_requests_are_refused():
         found.of("keys")
     with pytest.raises(UsageError, match="unknown metric 'median'"):
         found.of("down", "median")
-    with pytest.raises(UsageError, match="n must be at least 1"):
+    with pytest.raises(UsageError, match="n of at least 1"):
         activation_statistics(bridge, TOKENS, 0, 12)

@@ -66,14 +66,15 @@ def train(
 ) -> None:
     """Harvest activations and train a dictionary on them; the same command goes on after an interruption."""
     from interp import features
-    from interp.features.training.checkpoint import check_length
-    from interp.graph import Graph
 
     place = features.Place.parse(hook)
     _known_architecture(arch)
     known_text(text)
     known("split", split, SPLITS)
     writable(directory)
+    from interp.features.training.checkpoint import check_length
+    from interp.graph import Graph
+
     settings = features.TrainSettings(lr=lr, seed=seed)
     check_length(directory / "checkpoint.safetensors", tokens, batch, settings)
     made = features.ARCHITECTURES[arch]
