@@ -141,6 +141,7 @@ def train_kth_smallest(
     from transformers import GPT2Config, GPT2LMHeadModel
 
     words = (*_SPECIAL, *map(str, range(numbers)))
+    eager: dict[str, Any] = {"attn_implementation": "eager"}
     config = GPT2Config(
         vocab_size=len(words),
         n_positions=max(16, length + 2),
@@ -153,8 +154,8 @@ def train_kth_smallest(
         bos_token_id=0,
         eos_token_id=1,
         pad_token_id=1,
+        **eager,
     )
-    config._attn_implementation = "eager"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT2LMHeadModel(config)
