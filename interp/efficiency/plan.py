@@ -23,6 +23,7 @@ from interp.checking import arguments, checked, read_json, typed
 from interp.efficiency.deployment import deployment
 from interp.efficiency.in_force import InForce, Undo
 from interp.errors import InterpError, UsageError
+from interp.results.confirming import confirm
 from interp.results.files import write_text
 from interp.upstream import is_compiled
 
@@ -156,6 +157,7 @@ class Plan(ABC):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the plan as JSON."""
+        confirm(self.fingerprint)
         write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.checking import read_tensors
-from interp.engine.identity import identity, versions
+from interp.engine.identity import exactly, identity, versions
 from interp.engine.precision import HALF
 from interp.engine.progress import track
 from interp.engine.sweep import Cell, Reading, Sweep, Values
@@ -248,7 +248,7 @@ class Experiment:
 
     def _identity(self, cells: Sequence[Cell]) -> str:
         """Names this very sweep, so that a checkpoint of another is not taken for it."""
-        digest = hashlib.sha256(identity(self.model).encode())
+        digest = hashlib.sha256(exactly(self.model).encode())
         for tokens in (
             self.base,
             self.other,

@@ -17,6 +17,7 @@ import pandas as pd
 
 from interp.checking import checked, damaged, read_json
 from interp.errors import InterpError, UsageError
+from interp.results.confirming import confirm
 from interp.results.files import write_text
 
 if TYPE_CHECKING:
@@ -165,6 +166,7 @@ class Circuit:
             UsageError: `settings` or `versions` hold something that JSON can't.
             InterpError: the file can't be written.
         """
+        confirm(self.fingerprint)
         scores: dict[str, dict[str, float]] = {}
         for (node, port), score in self.edges.items():
             scores.setdefault(port, {})[node] = score

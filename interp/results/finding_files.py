@@ -13,6 +13,7 @@ import numpy as np
 
 from interp.checking import arguments, checked, damaged, inside, parsed, read_json, typed
 from interp.errors import InterpError, UsageError
+from interp.results.confirming import confirm
 from interp.results.files import write_text
 from interp.results.findings import FINDINGS, Finding
 from interp.results.folders import settle, together
@@ -42,6 +43,7 @@ def save(finding: Finding, path: str | os.PathLike[str]) -> Path:
     data = _arrays(finding)
     arrays = {"file": target.with_suffix(".safetensors").name, "sha256": hashlib.sha256(data).hexdigest()}
     text = _text(finding, arrays, indent=1)
+    confirm(finding.fingerprint)
     with together(target.parent) as aside:
         (aside / arrays["file"]).write_bytes(data)
         write_text(aside / target.name, text + "\n")

@@ -14,6 +14,7 @@ import xarray as xr
 from interp.checking import checked, damaged, parsed, read_json, read_tensors
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.results import finding_files
+from interp.results.confirming import confirm
 from interp.results.files import replacing
 from interp.results.findings import Finding
 from interp.results.header import FORMAT, NUMBERS, decode_array, describe, encode_array, rebuild
@@ -44,6 +45,7 @@ def save(scores: xr.DataArray | Finding, path: str | os.PathLike[str]) -> Path:
     if target.suffix not in _WRITERS:
         raise unknown_name("file format", target.suffix, _WRITERS)
     header = describe(scores)
+    confirm(scores.attrs.get("fingerprint"))
     with replacing(target) as aside:
         _WRITERS[target.suffix](scores, header, aside)
     return target

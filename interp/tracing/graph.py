@@ -23,6 +23,7 @@ from scipy import sparse
 
 from interp.checking import checked, damaged, parsed, read_tensors, typed
 from interp.errors import InterpError, UsageError, unknown_name
+from interp.results.confirming import confirm
 from interp.results.files import replacing
 
 if TYPE_CHECKING:
@@ -264,6 +265,7 @@ class AttributionGraph:
         Raises:
             InterpError: The file can't be written.
         """
+        confirm(self.about.get("fingerprint"))
         arrays = {f"nodes.{name}": self.nodes[name].to_numpy(kind) for name, kind in COLUMNS.items() if kind != "str"}
         arrays |= {"targets": self.targets.astype(np.int64), "sources": self.sources.astype(np.int64)}
         arrays["weights"] = self.weights.astype(np.float32)
