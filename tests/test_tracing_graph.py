@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -190,6 +193,19 @@ def test_a_graph_from_a_file_wants_its_model_and_basis(traced, model, tmp_path):
     dictionary = transcoder("mlp_in.1", "mlp_out.1", 32, 8, k=2)
     with pytest.raises(UsageError, match="traced in the basis"):
         again.attached(model, Transcoders({1: dictionary}, "neurons"))
+
+
+def test_a_pickle_leaves_the_model_out_and_copies_share_it(traced, model):
+    pickled = pickle.dumps(traced)
+    assert abs(len(pickled) - len(pickle.dumps(replace(traced, origin=None)))) < 100
+    again = pickle.loads(pickled)
+    pd.testing.assert_frame_equal(again.nodes, traced.nodes)
+    for run in (lambda: again.intervene({"token@1": 0.0}), lambda: again.validate(2, 1, 2)):
+        with pytest.raises(UsageError, match=r"no model with it.*graph.attached\(model, basis\)"):
+            run()
+    assert again.attached(model).intervene({"token@1": 0.0}).values == {"token@1": 0.0}
+    for same in (copy.copy(traced), copy.deepcopy(traced)):
+        assert same.traced_in.model is model
 
 
 def test_tracing_twice_gives_the_same_graph_whatever_the_batch(traced, model):

@@ -47,10 +47,20 @@ _TEXTS = tuple(name for name, kind in COLUMNS.items() if kind == "str")
 
 @dataclass(frozen=True, eq=False)
 class Origin:
-    """The model and the basis that a graph was traced in; they live in memory and are not saved with it."""
+    """The model and the basis that a graph was traced in; they live in memory and are not saved with it.
+
+    A pickle holds None in their place, so that a graph goes to another process without its model's weights; copies
+    share them.
+    """
 
     model: Any
     basis: Any
+
+    def __reduce__(self) -> tuple[type, tuple[()]]:
+        return type(None), ()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Origin:
+        return self
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -213,7 +223,7 @@ class AttributionGraph:
         return validate(self, n, groups, size, seed, **options)
 
     def attached(self, model: Any, basis: Any = "neurons") -> AttributionGraph:
-        """A graph read from a file with the model and basis it was traced in.
+        """A graph read from a file or a pickle with the model and basis it was traced in.
 
         Raises:
             UsageError: The model or the basis is another one.
@@ -227,10 +237,13 @@ class AttributionGraph:
         """The model and basis.
 
         Raises:
-            UsageError: The graph was read from a file.
+            UsageError: The graph was read from a file or a pickle.
         """
         if self.origin is None:
-            raise UsageError("this graph was read from a file; give it its model with graph.attached(model, basis)")
+            raise UsageError(
+                "this graph was read from a file, or sent from another process, and has no model with it; give it the "
+                "one it was traced in: graph.attached(model, basis)"
+            )
         return self.origin
 
     # Files and pictures
