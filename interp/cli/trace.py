@@ -32,6 +32,9 @@ def trace(
         ),
     ] = None,
     max_nodes: Annotated[int, typer.Option(help="How many features become nodes at most.")] = 1000,
+    max_edges: Annotated[
+        int, typer.Option(help="How many edges into each node are kept at most, the strongest.")
+    ] = 5000,
     nodes: Annotated[float, typer.Option(help="Prune to the nodes with this share of the influence.")] = 0.8,
     edges: Annotated[float, typer.Option(help="Then to the edges with this share.")] = 0.98,
     paths: Annotated[int, typer.Option(help="How many of the strongest paths are told.")] = 3,
@@ -67,7 +70,7 @@ def trace(
         chosen: Any = basis if basis == "neurons" else _basis(Path(basis))
         bridge = load(model, accept_license, device, dtype)
         began = time.perf_counter()
-        graph = traced(bridge, prompt, chosen, targets, max_nodes=max_nodes)
+        graph = traced(bridge, prompt, chosen, targets, max_nodes=max_nodes, max_edges=max_edges)
         out.print(f"traced in {time.perf_counter() - began:.1f} s", highlight=False)
         effects = logit_effects(graph, n=8)
     small = graph.pruned(nodes, edges)

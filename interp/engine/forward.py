@@ -237,6 +237,16 @@ class Walk:
             first = stop
         return torch.cat(pieces, 1)
 
+    def pattern(
+        self,
+        layer: int,
+        q: Float[Tensor, "row query head d_head"],
+        k: Float[Tensor, "row key kv_head d_head"],
+        first: int,
+    ) -> Float[Tensor, "row head query key"]:
+        """A block's pattern of rotated queries, whose first position is `first`, on rotated keys from position 0."""
+        return self._pattern(self.parts.blocks[layer], q, k, first, layer)
+
     def turned(self, block: Block, x: Tensor, site: str, first: int, layer: int = 0) -> Tensor:
         """Queries or keys "row pos head d_head" as the scores are made of: normed if the model does that, rotated."""
         norm = block.q_norm if site == "q" else block.k_norm

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
 
 from interp.tracing.explore import Chosen
 from interp.tracing.frozen import FrozenRun, wide
@@ -63,7 +63,9 @@ class Assembly:
         found += [f"error.{layer}@{position}" for _, layer in self.places for position in everywhere]
         return [*found, *(f"token@{position}" for position in everywhere)]
 
-    def table(self, words: Sequence[str], wanted: list[Target], run: FrozenRun, constants: Tensor):
+    def table(
+        self, words: Sequence[str], wanted: list[Target], run: FrozenRun, constants: Float[np.ndarray, " target"]
+    ) -> tuple[pd.DataFrame, Int[np.ndarray, " end"]]:
         """The nodes, and for each source and target of the matrix its row among them."""
         length, n_layers = self.local.length, self.local.parts.graph.n_layers
         rows: list[dict[str, Any]] = []
@@ -89,7 +91,7 @@ class Assembly:
             row = _row(target.name, "logit", n_layers, length - 1, target.token, p, label=target.label, at=at)
             rows.append({**row, "weight": target.weight, "value": value})
             at += 1
-        return self._ordered(pd.DataFrame(rows), constants.double().cpu().numpy())
+        return self._ordered(pd.DataFrame(rows), constants)
 
     def _logits(self, run: FrozenRun, wanted: list[Target]) -> list[float]:
         """The targets' values in the model's own run."""
@@ -108,16 +110,6 @@ class Assembly:
         place[table.loc[order, "at"]] = np.arange(len(table))
         nodes = table.loc[order].set_index("node")[list(COLUMNS)]
         return nodes, place
-
-    def edges(self, effects: Tensor, place: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Targets, sources and weights of all effects that are not 0, targets in causal order."""
-        weights = effects.float().cpu().numpy()
-        target, source = np.nonzero(weights)
-        weights = weights[target, source]
-        target = place[np.where(target < self.n_units, target, target - self.n_units + self.n_sources)]
-        source = place[source]
-        order = np.lexsort((source, target))
-        return target[order], source[order], weights[order]
 
 
 def _row(name, kind, layer, position, feature=-1, activation=1.0, *, label, at) -> dict[str, Any]:

@@ -1,6 +1,13 @@
-"""One prompt's run with its attention patterns and the scales of its norms held constant: linear maps of the stream."""
+"""One prompt's run with its attention patterns and the scales of its norms held constant: linear maps of the stream.
+
+Patterns are kept while they are small. A long prompt's are made again, some queries at a time, whenever something goes
+through them, so that memory grows with the prompt's length and not with its square.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,7 +19,11 @@ from interp.tracing.bases.basis import Place
 
 __all__ = ["FrozenRun", "bias", "matrix", "wide"]
 
-_SITES = {"resid_pre", "resid_post", "pattern", "attn_written", "mlp_port", "mlp_written", "mlp_out"}
+_SITES = {"resid_pre", "resid_post", "attn_written", "mlp_port", "mlp_written", "mlp_out"}
+_KEPT = 1 << 29
+"""Bytes of patterns, in float32, that are kept at most."""
+_PIECE = 1 << 26
+"""Bytes of a pattern that is made again, at most at once."""
 
 
 class FrozenRun:
@@ -25,9 +36,14 @@ class FrozenRun:
 
     def __init__(self, parts: Parts, tokens: Int[Tensor, " pos"]) -> None:
         self.parts, self.tokens, self.length = parts, tokens, len(tokens)
-        walk, recorder = Walk(parts, len(tokens)), Recorder(_SITES)
+        graph, row = parts.graph, 4 * parts.graph.n_heads * self.length
+        self.keeps_patterns = graph.n_layers * row * self.length <= _KEPT
+        self.queries_at_once = self.length if self.keeps_patterns else max(1, _PIECE // row)
+        self.walk = Walk(parts, self.length, queries_at_once=None if self.keeps_patterns else self.queries_at_once)
+        self._last: tuple[Any, ...] = (None,)
+        recorder = Recorder(_SITES | ({"pattern"} if self.keeps_patterns else set()))
         with torch.no_grad():
-            final = walk(walk.embed(tokens[None].to(parts.device)), recorder)
+            final = self.walk(self.walk.embed(tokens[None].to(parts.device)), recorder)
             self.logits = parts.logits(final[0, -1]).float()
             self.kept = {at: wide(x[0]) for at, x in recorder.kept.items()}
             self.final = wide(final[0])
@@ -46,6 +62,28 @@ class FrozenRun:
             if block.ln2_post is not None:
                 found["mlp_written", layer] = block.ln2_post
         return found
+
+    def pattern(self, layer: int, first: int, stop: int) -> Float[Tensor, "head query key"]:
+        """The pattern of the queries from `first` to before `stop`, on the keys before `stop`."""
+        if self.keeps_patterns:
+            return self.kept["pattern", layer][:, first:stop, :stop]
+        q, k = self._turned(layer)
+        return wide(self.walk.pattern(layer, q[:, first:stop], k[:, :stop], first)[0])
+
+    def _patterns(self, layer: int, n: int) -> Iterator[tuple[int, int, Float[Tensor, "group head query key"]]]:
+        """The pattern of the first n positions piece by piece: first query, end, and pattern by key-value head."""
+        for first in range(0, n, self.queries_at_once):
+            stop = min(n, first + self.queries_at_once)
+            yield first, stop, self.pattern(layer, first, stop).unflatten(0, (self.parts.graph.n_kv_heads, -1))
+
+    def _turned(self, layer: int) -> tuple[Tensor, Tensor]:
+        """A layer's rotated queries and keys, of one layer at a time."""
+        if self._last[0] != layer:
+            block, walk, d_head = self.parts.blocks[layer], self.walk, self.parts.graph.d_head
+            x = block.ln1(self.kept["resid_pre", layer].to(self.parts.dtype))[None]
+            q, k = (linear(x).unflatten(-1, (-1, d_head)) for linear in (block.q, block.k))
+            self._last = layer, walk.turned(block, q, "q", 0, layer), walk.turned(block, k, "k", 0, layer)
+        return self._last[1], self._last[2]
 
     def _scale(self, site: str, layer: int) -> Float[Tensor, "pos 1"]:
         return self.norm(site, layer).inverse_scale(self.final if site == "final" else self.kept[site, layer])
@@ -85,9 +123,11 @@ class FrozenRun:
         return self._mixed(layer, v.unflatten(-1, (graph.n_kv_heads, graph.d_head)))
 
     def _mixed(self, layer: int, v: Tensor) -> Tensor:
-        graph = self.parts.graph
-        pattern = self.kept["pattern", layer].unflatten(0, (graph.n_kv_heads, -1))
-        return torch.einsum("ghqk,rkgd->rqghd", pattern, v).flatten(2, 3)
+        pieces = (
+            torch.einsum("ghqk,rkgd->rqghd", pattern, v[:, :stop])
+            for _, stop, pattern in self._patterns(layer, v.shape[1])
+        )
+        return torch.cat(list(pieces), 1).flatten(2, 3)
 
     def attended(self, layer: int, x: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row pos d_model"]:
         """What attention writes of a stream, patterns and scales frozen, without any constant."""
@@ -97,6 +137,9 @@ class FrozenRun:
     def attention_constant(self, layer: int) -> Float[Tensor, "pos d_model"]:
         """What attention writes whatever it reads: biases of its norm, its values, its output and the norm behind."""
         block, graph = self.parts.blocks[layer], self.parts.graph
+        biases = [block.ln1.bias, bias(block.v), bias(block.o), block.ln1_post and block.ln1_post.bias]
+        if all(offset is None for offset in biases):
+            return self.final.new_zeros(1, 1).expand(self.length, graph.d_model)
         v = self.final.new_zeros(1, self.length, graph.n_kv_heads * graph.d_head)
         if block.ln1.bias is not None:
             v = v + wide(block.ln1.bias) @ matrix(block.v)
@@ -117,8 +160,10 @@ class FrozenRun:
         if block.ln1_post is not None:
             gradient = self.norm_back("attn_written", layer, gradient)
         z = (gradient @ matrix(block.o).T).unflatten(-1, (graph.n_kv_heads, -1, graph.d_head))
-        pattern = self.kept["pattern", layer][:, :n, :n].unflatten(0, (graph.n_kv_heads, -1))
-        back = pattern.permute(0, 3, 1, 2).flatten(2) @ z.permute(0, 2, 3, 1, 4).flatten(2, 3)
+        back = z.new_zeros(len(z), graph.n_kv_heads, n, graph.d_head)
+        for first, stop, pattern in self._patterns(layer, n):
+            here = z[:, first:stop].permute(0, 2, 3, 1, 4).flatten(2, 3)
+            back[:, :, :stop] += pattern.permute(0, 3, 1, 2).flatten(2) @ here
         return self.norm_back("resid_pre", layer, back.transpose(1, 2).flatten(-2) @ matrix(block.v).T)
 
 

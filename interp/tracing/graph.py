@@ -2,7 +2,7 @@
 
 An edge's weight is the direct effect of its source on its target's value: over all paths through attention and the
 residual stream that pass no other node. Into every feature and every logit the weights and the node's ``bias`` sum to
-its ``value``, as long as nothing has been pruned or merged.
+its ``value``, as long as nothing has been dropped, pruned or merged.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from torch import Tensor
 from interp.engine.forward import Visitor, Walk
 from interp.errors import UsageError, unknown_name
 from interp.tracing.bases.basis import Held, Place, Replaced, Watching
-from interp.tracing.frozen import wide
+from interp.tracing.frozen import FrozenRun, wide
 from interp.tracing.graph import AttributionGraph
 from interp.tracing.linear import LocalModel
 from interp.tracing.targets import Target, directions
@@ -163,7 +163,8 @@ class Bench:
 
     def run(self, settings: Sequence[Mapping[str, float]], watch: Sequence[str] = ()) -> _Measured:
         """A clean run, then one for each of the settings."""
-        found = [self._run(some, watch) for some in _some([{}, *settings])]
+        at_once = self.local.at_once(_ROWS)
+        found = [self._run(some, watch) for some in _some([{}, *settings], at_once)]
         return _Measured(
             np.concatenate([run.values for run in found]),
             np.concatenate([run.watched for run in found]),
@@ -172,9 +173,9 @@ class Bench:
 
     def _run(self, settings: Sequence[Mapping[str, float]], watch: Sequence[str]) -> _Measured:
         run = self.run_clean
-        walk = Walk(self.parts, run.length)
+        walk = Walk(self.parts, run.length, queries_at_once=run.walk.queries_at_once)
         visitors, watching = self._setting(settings), self._watching(watch)
-        frozen_patterns = [_Frozen(run.kept)] if self.attention == "frozen" else []
+        frozen_patterns = [_Frozen(run)] if self.attention == "frozen" else []
         tokens = run.tokens[None].expand(len(settings), -1).to(self.parts.device)
         seers = [visitor for visitor, _ in watching]
         final = walk(walk.embed(tokens), _All([*frozen_patterns, *visitors, *seers]))[:, -1]
@@ -248,11 +249,13 @@ class _All(Visitor):
 class _Frozen(Visitor):
     """Puts a prompt's own patterns in place of the others."""
 
-    def __init__(self, kept: Mapping[Place, Tensor]) -> None:
-        self.kept = kept
+    def __init__(self, run: FrozenRun) -> None:
+        self.frozen_run = run
 
     def visit(self, layer: int, site: str, first: int, x: Tensor) -> Tensor:
-        return self.kept[site, layer][None, :, first:].expand(x.shape).to(x.dtype) if site == "pattern" else x
+        if site != "pattern":
+            return x
+        return self.frozen_run.pattern(layer, first, first + x.shape[2])[None].expand(x.shape).to(x.dtype)
 
 
 class _Adding(Visitor):
@@ -268,5 +271,5 @@ class _Adding(Visitor):
         return x
 
 
-def _some(settings: list[Mapping[str, float]]) -> Iterable[list[Mapping[str, float]]]:
-    return (settings[i : i + _ROWS] for i in range(0, len(settings), _ROWS))
+def _some(settings: list[Mapping[str, float]], at_once: int) -> Iterable[list[Mapping[str, float]]]:
+    return (settings[i : i + at_once] for i in range(0, len(settings), at_once))

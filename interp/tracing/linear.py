@@ -21,6 +21,8 @@ from interp.tracing.frozen import FrozenRun, wide
 
 __all__ = ["LocalModel", "Reads", "Writes", "order"]
 
+_PULLED = 1 << 27
+"""Bytes of the gradients that are pulled back together, in float32; a few times as much is needed on the way."""
 _ORDER = {"resid_pre": 0, "mlp": 1, "resid_post": 2}
 
 See = Callable[[Place, slice, Float[Tensor, "row pos d_model"]], None]
@@ -186,20 +188,33 @@ class LocalModel:
         Returns:
             The effects "target column" and the targets' constant parts.
         """
-        latest = torch.argsort(reads.order, descending=True, stable=True)
         found = self.run.final.new_zeros(len(reads), columns)
         constants = self.run.final.new_zeros(len(reads))
-        for rows in latest.split(batch):
+        for rows, effects, constant in self.rows(reads, writes, columns, batch):
+            found[rows], constants[rows] = effects, constant
+        return found, constants
 
-            def see(place: Place, some: slice, gradient: Tensor, rows: Tensor = rows) -> None:
+    def rows(
+        self, reads: Reads, writes: dict[Place, Writes], columns: int, batch: int = 64
+    ) -> Iterator[tuple[Int[Tensor, " row"], Float[Tensor, "row column"], Float[Tensor, " row"]]]:
+        """As `effects`, some targets at a time, latest first: which targets, their effects and constant parts."""
+        latest = torch.argsort(reads.order, descending=True, stable=True)
+        for rows in latest.split(self.at_once(batch)):
+            found = self.run.final.new_zeros(len(rows), columns)
+
+            def see(place: Place, some: slice, gradient: Tensor, found: Tensor = found) -> None:
                 if place in writes:
                     at = writes[place]
                     near = (at.position < gradient.shape[1]).nonzero()[:, 0]
                     product = torch.einsum("tsd,sd->ts", gradient[:, at.position[near]], at.vector[near])
-                    found[rows[some][:, None], at.column[near]] += product
+                    found[some, at.column[near]] += product
 
-            constants[rows] = self.pull(reads.some(rows), see)
-        return found, constants
+            constants = self.pull(reads.some(rows), see)
+            yield rows, found, constants
+
+    def at_once(self, batch: int) -> int:
+        """How many targets of `batch` are pulled back together, so that their gradients stay small."""
+        return max(1, min(batch, _PULLED // (4 * self.length * self.parts.graph.d_model)))
 
     def push(
         self, writes: Mapping[int, Float[Tensor, "row pos d_model"]], attention: bool = True
@@ -239,7 +254,7 @@ class LocalModel:
     def _mlp_constant(self, layer: int) -> Tensor:
         stated, norm = self.stated.get(("mlp_out", layer)), self.parts.blocks[layer].ln2
         if stated is None:
-            return self.run.final.new_zeros(self.length, self.parts.graph.d_model)
+            return self.run.final.new_zeros(1, 1).expand(self.length, self.parts.graph.d_model)
         if stated.carried is None or norm.bias is None:
             return stated.constant
         return stated.constant + stated.carried.forward(wide(norm.bias).expand(self.length, -1))

@@ -45,12 +45,21 @@ def summary(graph: AttributionGraph, n: int = 3) -> str:
         f"{', '.join(targets)}, from {graph.prompt or ''.join(graph.words)!r}",
         f"{', '.join(counted)} and {len(graph.weights):,} edges; replacement {scores['replacement']:.3f}, "
         f"completeness {scores['completeness']:.3f}, error share {scores['error_share']:.3f}",
+        *_dropped(graph),
         "Strongest paths, with their share of what flows into the targets:",
     ]
     total = float(graph.nodes["weight"].abs().sum()) or 1.0
     for number, path in enumerate(graph.paths(n), 1):
         lines.append(f"{number}. {path_in_words(graph, path.nodes, path.share / total)}")
     return "\n".join(lines)
+
+
+def _dropped(graph: AttributionGraph) -> list[str]:
+    told = graph.about.get("strongest")
+    if told is None:
+        return []
+    least = _percent(told["least_kept"])
+    return [f"Of what is kept: the strongest {told['of_each']:,} edges into each node, {least} of its inputs at least."]
 
 
 def path_in_words(graph: AttributionGraph, nodes: tuple[str, ...], share: float) -> str:

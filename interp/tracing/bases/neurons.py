@@ -52,15 +52,9 @@ class Factors:
 
     def __init__(self, run: FrozenRun, layer: int) -> None:
         block, x = run.parts.blocks[layer], run.mlp_in[layer]
-        up = _affine(block.up, x)
-        if block.gate is None:
-            self.activations = wide(block.activation(up))
-            self.of_up, self.of_gate = _ratio(self.activations, up), None
-            return
-        before = _affine(block.gate, x)
-        gate = wide(block.activation(before))
-        self.activations = gate * up
-        self.of_up, self.of_gate = gate / 2, _ratio(gate, before) * up / 2
+        self.of_up, self.of_gate = _factors(
+            block.activation, _affine(block.up, x), None if block.gate is None else _affine(block.gate, x)
+        )
 
 
 class LayerOfNeurons(Replaced):
@@ -70,9 +64,12 @@ class LayerOfNeurons(Replaced):
 
     def __init__(self, run: FrozenRun, layer: int) -> None:
         self.run, self.layer, self.writes = run, layer, (("mlp_out", layer),)
-        self.block, self.factors = run.parts.blocks[layer], Factors(run, layer)
-        self.width = self.factors.activations.shape[1]
-        self.activations = self.factors.activations.flatten()
+        self.block, x = run.parts.blocks[layer], run.mlp_in[layer]
+        up, gate = _affine(self.block.up, x), self.block.gate
+        self.post = wide(self.block.activation(up if gate is None else _affine(gate, x)))
+        self.post = self.post if gate is None else self.post * up
+        self.width = self.post.shape[1]
+        self.activations = self.post.flatten()
         self.down = matrix(self.block.down)
 
     @property
@@ -84,15 +81,18 @@ class LayerOfNeurons(Replaced):
         return torch.arange(len(self.activations), device=self.activations.device) % self.width
 
     def reading(self, which: Int[Tensor, " some"]) -> tuple[Float[Tensor, "some d_model"], Float[Tensor, " some"]]:
-        neuron = which % self.width
-        vector = self.run.final.new_zeros(len(which), self.run.parts.graph.d_model)
-        constant = vector.new_zeros(len(which))
-        for linear, factor in ((self.block.up, self.factors.of_up), (self.block.gate, self.factors.of_gate)):
-            if factor is not None:
-                at = factor.flatten()[which]
-                vector += at[:, None] * matrix(linear).T[neuron]
-                if (offset := bias(linear)) is not None:
-                    constant += at * offset[neuron]
+        """The neurons' factors are made for these alone: of all of a long prompt's they are three times as large."""
+        x, neuron = self.run.mlp_in[self.layer][which // self.width], which % self.width
+        linears = [self.block.up] if self.block.gate is None else [self.block.up, self.block.gate]
+        rows = [matrix(linear).T[neuron] for linear in linears]
+        offsets = [x.new_zeros(()) if (b := bias(linear)) is None else b[neuron] for linear in linears]
+        read = [torch.linalg.vecdot(row, x) + offset for row, offset in zip(rows, offsets, strict=True)]
+        both = _factors(self.block.activation, read[0], read[1] if len(read) > 1 else None)
+        factors = [factor for factor in both if factor is not None]
+        vector, constant = torch.zeros_like(x), x.new_zeros(len(which))
+        for factor, row, offset in zip(factors, rows, offsets, strict=True):
+            vector += factor[:, None] * row
+            constant += factor * offset
         return vector, constant
 
     def writing(self, place: Place, which: Int[Tensor, " some"]) -> Float[Tensor, "some d_model"]:
@@ -101,13 +101,13 @@ class LayerOfNeurons(Replaced):
 
     def effects(self, place: Place, gradient: Float[Tensor, "row pos d_model"]) -> Float[Tensor, "row unit"]:
         found = self.run.mlp_written_back(self.layer, gradient) @ self.down.T
-        found *= self.factors.activations[: gradient.shape[1]]
+        found *= self.post[: gradient.shape[1]]
         found = found.flatten(1)
         missing = len(self.activations) - found.shape[1]
         return found if not missing else torch.nn.functional.pad(found, (0, missing))
 
     def written(self, place: Place) -> Float[Tensor, "pos d_model"]:
-        return self.run.mlp_written(self.layer, self.factors.activations @ self.down)
+        return self.run.mlp_written(self.layer, self.post @ self.down)
 
     def unit(self, position: int, feature: int) -> int:
         return position * self.width + feature
@@ -174,7 +174,7 @@ class LinearMLP(Carried):
 def neuron_constant(run: FrozenRun, layer: int) -> Float[Tensor, "pos d_model"]:
     """What a layer's MLP writes whatever its neurons hold: the biases of the down projection and the norm behind."""
     block = run.parts.blocks[layer]
-    out = run.final.new_zeros(run.length, run.parts.graph.d_model)
+    out = run.final.new_zeros(1, 1).expand(run.length, run.parts.graph.d_model)
     if (offset := bias(block.down)) is not None:
         out = run.mlp_written(layer, out + offset)
     if block.ln2_post is not None and block.ln2_post.bias is not None:
@@ -202,6 +202,14 @@ def neuron_writers(parts: Parts, layer: int) -> dict[Place, Float[Tensor, "featu
         rows = block.ln2_post.centre(rows)
         rows = rows if block.ln2_post.weight is None else rows * wide(block.ln2_post.weight)
     return {("mlp_out", layer): rows}
+
+
+def _factors(activation: Any, up: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """What a neuron's inputs are multiplied by, of what it reads: of the one by the up projection, and by the gate."""
+    if before is None:
+        return _ratio(wide(activation(up)), up), None
+    gate = wide(activation(before))
+    return gate / 2, _ratio(gate, before) * up / 2
 
 
 def _affine(linear: Any, x: Tensor) -> Tensor:
