@@ -172,7 +172,7 @@ class Graph:
             d_head=int(cfg.d_head),
             d_mlp=int(_out_features(mlp_in)),
             d_vocab=int(cfg.d_vocab),
-            norm="rmsnorm" if first.ln1.uses_rms_norm else "layernorm",
+            norm="rmsnorm" if model.ln_final.uses_rms_norm else "layernorm",
             gated_mlp="gate" in first.mlp.submodules,
             parallel=type(first).__name__ == "ParallelBlockBridge",
             qk_norm="q_norm" in first.attn.submodules,
@@ -268,11 +268,14 @@ class Graph:
         return sum(len(self.upstream(port)) for port in self.ports(ungrouped))
 
 
-_BLOCKS = {"BlockBridge", "ParallelBlockBridge"}
+_BLOCKS = {"BlockBridge", "ParallelBlockBridge", "ScaledResidualBlockBridge", "_OptBlockBridge"}
 _ATTENTIONS = {
+    "AttentionBridge",
     "PositionEmbeddingsAttentionBridge",
     "JointQKVAttentionBridge",
     "JointQKVPositionEmbeddingsAttentionBridge",
+    "_SmolLM3AttentionBridge",
+    "_Cohere2AttentionBridge",
 }
 _MLPS = {"MLPBridge", "GatedMLPBridge", "JointGateUpMLPBridge"}
 _NORMS = {"NormalizationBridge", "RMSNormalizationBridge", "LayerNormPreBridge", "RMSNormPreBridge"}
@@ -281,7 +284,7 @@ _IN_BLOCK = {"ln1", "ln1_post", "ln2", "ln2_post", "attn", "mlp"}
 _IN_ATTENTION = {"q", "k", "v", "o", "qkv", "q_norm", "k_norm"}
 _IN_MLP = {"in", "out", "gate"}
 _ODD_ATTENTION = ("sinks", "key_multiplier", "q_gate", "gate_proj")
-_ODD_CONFIG = ("rotary_adjacent_pairs", "rotary_interleaved_cos_sin", "qk_norm_after_rope", "gated_q_proj")
+_ODD_CONFIG = ("rotary_adjacent_pairs", "qk_norm_after_rope", "gated_q_proj")
 
 
 def _known_blocks(model: TransformerBridge) -> list[Any]:
@@ -299,7 +302,7 @@ def _known_blocks(model: TransformerBridge) -> list[Any]:
         where = f"in block {layer}, the"
         _refuse({type(block).__name__} - _BLOCKS, f"{where} block type")
         _refuse(set(block.submodules) - _IN_BLOCK, f"{where} part")
-        _refuse({"ln1", "ln2", "attn", "mlp"} - set(block.submodules), f"{where} absence of")
+        _refuse({"attn", "mlp", *_norms_before(block)} - set(block.submodules), f"{where} absence of")
         _refuse({type(block.attn).__name__} - _ATTENTIONS, f"{where} attention type")
         _refuse(set(block.attn.submodules) - _IN_ATTENTION, f"{where} part of attention")
         _refuse({type(block.mlp).__name__} - _MLPS, f"{where} MLP type")
@@ -307,6 +310,8 @@ def _known_blocks(model: TransformerBridge) -> list[Any]:
         norms = [block.submodules[name] for name in block.submodules if name.startswith("ln")]
         _refuse({type(norm).__name__ for norm in norms} - _NORMS, f"{where} norm type")
         original = block.attn.original_component
+        if getattr(block.original_component, "do_layer_norm_before", True) is False:  # OPT-350m
+            _refuse(["do_layer_norm_before=False"], f"{where} setting")
         odd = [name for name in _ODD_ATTENTION if getattr(original, name, None) is not None]
         _refuse(odd, f"{where} attention's")
         settings = getattr(original, "config", None)
@@ -315,6 +320,13 @@ def _known_blocks(model: TransformerBridge) -> list[Any]:
         if getattr(settings, "scale_attn_weights", True) is False:  # which TransformerLens leaves out
             _refuse(["scale_attn_weights=False"], f"{where} attention's")
     return blocks
+
+
+def _norms_before(block: Any) -> list[str]:
+    """The norms before attention and MLP that a block needs: one in parallel blocks, none where norms come after."""
+    if type(block).__name__ == "ParallelBlockBridge":
+        return ["ln1"]
+    return [name for name in ("ln1", "ln2") if f"{name}_post" not in block.submodules]
 
 
 def _refuse(parts: Any, what: str) -> None:
@@ -326,6 +338,8 @@ def _window(block: Any, layer: int, cfg: Any) -> int | None:
     """The sliding window of one layer, as Hugging Face's own attention module has it."""
     original = block.attn.original_component
     config = getattr(original, "config", None)
+    if (kind := getattr(original, "attention_type", None)) in ("global", "local"):  # GPT-Neo
+        return int(original.config.window_size) if kind == "local" else None
     types = getattr(config, "layer_types", None)
     if types is not None:
         return int(original.config.sliding_window) if types[layer] == "sliding_attention" else None

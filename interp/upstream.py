@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -41,6 +41,7 @@ __all__ = [
     "real_tokens",
     "register",
     "scoring",
+    "sines",
     "take_cache",
     "takes_function",
     "tokens_in",
@@ -158,6 +159,15 @@ def is_compiled(model: nn.Module) -> bool:
 
 WRAPPER = "_original_component."
 """What TransformerLens's bridge puts into the names of the weights of a model that it wraps."""
+
+# Positions
+
+
+def sines(model: Any, attention: Any) -> Float[Tensor, "pos twice"] | None:
+    """GPT-J's table of sines and, behind them, cosines: of the whole model from 5.10 on, of each layer before."""
+    owner = getattr(getattr(model, "transformer", None), "rotary_emb", attention)
+    return getattr(owner, "embed_positions", None)
+
 
 # Attention
 

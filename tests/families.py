@@ -44,19 +44,103 @@ FAMILIES = {
     "phi3": (hf.Phi3Config, hf.Phi3ForCausalLM, {**_GQA, "pad_token_id": 0}),
 }
 
+_PADDED = {**_GQA, "pad_token_id": 3}
+_MHA = {**_LLAMA, "num_hidden_layers": 3}
+_FALCON = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+}
+_OPT = {**_SIZES, "hidden_size": 32, "ffn_dim": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
+_GPT_NEO = {
+    **_SIZES,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_layers": 4,
+    "num_heads": 4,
+    "attention_types": [[["global", "local"], 2]],
+    "window_size": 4,
+}
+_GRANITE = {
+    "embedding_multiplier": 3.0,
+    "logits_scaling": 2.0,
+    "residual_multiplier": 0.4,
+    "attention_multiplier": 0.2,
+}
+_COHERE = {**_PADDED, "logit_scale": 0.5}
+
+MORE = {
+    "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM, {**_GQA, "head_dim": 8}),
+    "gpt-bigcode": (hf.GPTBigCodeConfig, hf.GPTBigCodeForCausalLM, _GPT),
+    "starcoder2": (hf.Starcoder2Config, hf.Starcoder2ForCausalLM, _GQA),
+    "olmo": (hf.OlmoConfig, hf.OlmoForCausalLM, _PADDED),
+    "olmo2": (hf.Olmo2Config, hf.Olmo2ForCausalLM, _PADDED),
+    "olmo3": (hf.Olmo3Config, hf.Olmo3ForCausalLM, {**_PADDED, "sliding_window": 4}),
+    "phi2": (hf.PhiConfig, hf.PhiForCausalLM, _MHA),
+    "gptj": (hf.GPTJConfig, hf.GPTJForCausalLM, {**_GPT, "rotary_dim": 4}),
+    "falcon": (hf.FalconConfig, hf.FalconForCausalLM, _FALCON),
+    "opt": (hf.OPTConfig, hf.OPTForCausalLM, {**_OPT, "word_embed_proj_dim": 32}),
+    "gpt-neo": (hf.GPTNeoConfig, hf.GPTNeoForCausalLM, _GPT_NEO),
+    "smollm3": (hf.SmolLM3Config, hf.SmolLM3ForCausalLM, {**_PADDED, "no_rope_layer_interval": 2}),
+    "granite": (hf.GraniteConfig, hf.GraniteForCausalLM, {**_GQA, **_GRANITE}),
+    "cohere": (hf.CohereConfig, hf.CohereForCausalLM, _COHERE),
+    "cohere-qk-norm": (hf.CohereConfig, hf.CohereForCausalLM, {**_COHERE, "use_qk_norm": True}),
+    "cohere2": (
+        hf.Cohere2Config,
+        hf.Cohere2ForCausalLM,
+        {**_COHERE, "sliding_window": 4, "layer_types": ["sliding_attention", "sliding_attention", "full_attention"]},
+    ),
+    "stablelm": (hf.StableLmConfig, hf.StableLmForCausalLM, {**_GQA, "partial_rotary_factor": 0.5}),
+    "stablelm-parallel": (
+        hf.StableLmConfig,
+        hf.StableLmForCausalLM,
+        {**_GQA, "partial_rotary_factor": 0.5, "use_parallel_residual": True, "qk_layernorm": True},
+    ),
+}
+"""Families that the graph accepts, besides `FAMILIES`, which every test of families runs on."""
+
 UNSUPPORTED = {
     "mixtral": (hf.MixtralConfig, hf.MixtralForCausalLM, {**_GQA, "num_local_experts": 2}),
+    "opt-350m": (
+        hf.OPTConfig,
+        hf.OPTForCausalLM,
+        {**_OPT, "word_embed_proj_dim": 16, "do_layer_norm_before": False},
+    ),
+    "falcon-40b": (
+        hf.FalconConfig,
+        hf.FalconForCausalLM,
+        {**_FALCON, "num_kv_heads": 2, "new_decoder_architecture": True},
+    ),
+    "falcon-rw": (
+        hf.FalconConfig,
+        hf.FalconForCausalLM,
+        {**_FALCON, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True},
+    ),
+    "codegen": (hf.CodeGenConfig, hf.CodeGenForCausalLM, {**_GPT, "rotary_dim": 4}),
     "bloom": (
         hf.BloomConfig,
         hf.BloomForCausalLM,
         {"vocab_size": VOCABULARY, "hidden_size": 32, "n_layer": 2, "n_head": 4},
     ),
+    "mpt": (
+        hf.MptConfig,
+        hf.MptForCausalLM,
+        {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64},
+    ),
+    "mamba": (
+        hf.MambaConfig,
+        hf.MambaForCausalLM,
+        {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2},
+    ),
 }
+"""Families that are refused by the name of a part, or that the bridge can't load."""
 
 
 def hugging_face_model(family: str, seed: int = 0, **changes):
     """A tiny random model whose weights are large enough for attention to be far from uniform."""
-    config_class, model_class, settings = {**FAMILIES, **UNSUPPORTED}[family]
+    config_class, model_class, settings = {**FAMILIES, **MORE, **UNSUPPORTED}[family]
     config = config_class(**{**settings, **changes})
     config.architectures = [model_class.__name__]
     config._attn_implementation = "eager"

@@ -100,7 +100,9 @@ class IndirectObjects:
         read = _through(block.ln1, self.writes[:layer], self.kept["resid_pre", layer][self.rows, end])
         query = torch.einsum("lhbd,kd->lhbk", read, input_matrices(block.q, graph.n_heads)[head])
         if block.q_norm is not None:
-            query = _through(block.q_norm, query, self.kept["q", layer][self.rows, end, head])
+            query = block.q_norm.centre(query) * block.q_norm.scale_of_head(self.kept["q", layer][self.rows, end], head)
+            weight = block.q_norm.weight_of_head(head)
+            query = query if weight is None else query * weight.to(query.dtype)
         turned = torch.stack(
             [
                 self.walk._rotate(block, query[:, :, row, None].flatten(0, 1)[:, :, None], int(at)).flatten(1)

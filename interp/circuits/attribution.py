@@ -18,7 +18,8 @@ from torch import Tensor
 from interp.circuits.exact import EdgeExperiment
 from interp.engine.edges import input_matrices
 from interp.engine.gradient import Flow, backward
-from interp.engine.parts import Norm, Parts
+from interp.engine.norms import Factor, Norm
+from interp.engine.parts import Parts
 from interp.engine.progress import track
 from interp.engine.rules import GRADIENT, Rules
 from interp.errors import UsageError
@@ -191,6 +192,6 @@ def _through_norm(norm: Norm, x: Tensor, back: Tensor, constant: bool) -> Tensor
     back = back if norm.weight is None else back * norm.weight.to(back.dtype)
     centred = (x - x.mean(-1, keepdim=True) if norm.centred else x)[:, :, None]
     out = scale * back
-    if not constant:
+    if not (constant or isinstance(norm, Factor)):
         out = out - centred * scale**3 * (centred * back).mean(-1, keepdim=True)
     return out - out.mean(-1, keepdim=True) if norm.centred else out

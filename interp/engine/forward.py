@@ -250,17 +250,23 @@ class Walk:
     def turned(self, block: Block, x: Tensor, site: str, first: int, layer: int = 0) -> Tensor:
         """Queries or keys "row pos head d_head" as the scores are made of: normed if the model does that, rotated."""
         norm = block.q_norm if site == "q" else block.k_norm
-        return self._rotate(block, x if norm is None else self._norm(norm, x, site, layer), first)
+        if norm is not None:
+            x = self._norm(norm.of_heads(x.shape[2]), x, site, layer)
+        return self._rotate(block, x, first)
 
     def _rotate(self, block: Block, x: Tensor, first: int) -> Tensor:
         """Rotary position embedding of "row span head d_head", whose first position is `first`."""
-        if not self.rotation:
+        if block.turning is None:
             return x
         cos, sin = (table[first : first + x.shape[1], None] for table in self.rotation[block.rotary])
         size = cos.shape[-1]
         turned, rest = x[..., :size], x[..., size:]
-        a, b = turned.chunk(2, dim=-1)
-        turned = turned * cos + torch.cat([-b, a], dim=-1) * sin
+        if block.turning == "adjacent":
+            a, b = turned[..., ::2], turned[..., 1::2]
+            turned = turned * cos + torch.stack([-b, a], dim=-1).flatten(-2) * sin
+        else:
+            a, b = turned.chunk(2, dim=-1)
+            turned = turned * cos + torch.cat([-b, a], dim=-1) * sin
         return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned
 
     def _pattern(self, block: Block, q: Tensor, k: Tensor, first: int, layer: int = 0) -> Tensor:

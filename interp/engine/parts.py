@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.engine.norms import NOTHING, Norm, factor, head_norm_of, norm_of, times
+from interp.engine.rotary import rotary_of, turning_of
 from interp.errors import UsageError
 from interp.graph import Graph
 
@@ -20,38 +22,12 @@ __all__ = ["Block", "Norm", "Parts", "parts_of"]
 
 
 @dataclass(frozen=True)
-class Norm:
-    """LayerNorm or RMSNorm over the last axis."""
-
-    centred: bool
-    weight: Tensor | None
-    bias: Tensor | None
-    eps: float
-
-    def __call__(self, x: Tensor, constant_scale: bool = False) -> Tensor:
-        """The normalised input; with `constant_scale`, nothing flows back through the scale."""
-        wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
-        scale = self.inverse_scale(wide.detach() if constant_scale else wide)
-        out = (wide - wide.mean(-1, keepdim=True) if self.centred else wide) * scale
-        if self.weight is not None:
-            out = out * self.weight.to(wide.dtype)
-        if self.bias is not None:
-            out = out + self.bias.to(wide.dtype)
-        return out.to(x.dtype)
-
-    def centre(self, x: Tensor) -> Tensor:
-        """The input less its mean, if the norm does that."""
-        return x - x.mean(-1, keepdim=True) if self.centred else x
-
-    def inverse_scale(self, x: Tensor) -> Tensor:
-        """What the norm multiplies its (centred) input by, before its weight."""
-        x = x - x.mean(-1, keepdim=True) if self.centred else x
-        return torch.rsqrt(torch.linalg.vecdot(x, x).unsqueeze(-1) / x.shape[-1] + self.eps)
-
-
-@dataclass(frozen=True)
 class Block:
-    """One transformer block: its projections as modules, its norms and its attention's settings."""
+    """One transformer block: its projections as modules, its norms and its attention's settings.
+
+    Where attention and the MLP read through one norm, `ln1` and `ln2` are the same. `turning` says which channels the
+    rotary embedding turns together: those half a head apart (``halves``), neighbours (``adjacent``), or none (None).
+    """
 
     ln1: Norm
     ln2: Norm
@@ -67,6 +43,7 @@ class Block:
     softcap: float | None
     window: int | None
     rotary: str | None
+    turning: str | None
     gate: Any
     up: Any
     down: Any
@@ -89,13 +66,16 @@ class Parts:
     dtype: torch.dtype
 
     def rotation(self, length: int) -> dict[str | None, tuple[Tensor, Tensor]]:
-        """Cosines and sines ("pos rotary") of all positions, for each kind of rotary embedding in use."""
+        """Cosines and sines ("pos rotary") of all positions, for each kind of rotary embedding in use.
+
+        Each angle stands twice, as `Block.turning` says: half a head apart or next to each other.
+        """
         if self.rotary is None:
             return {}
         positions = torch.arange(length, device=self.device)[None]
         like = torch.empty(1, length, self.graph.d_model, device=self.device, dtype=self.dtype)
         found = {}
-        for kind in {block.rotary for block in self.blocks}:
+        for kind in {block.rotary for block in self.blocks if block.turning is not None}:
             cos, sin = self.rotary(like, positions) if kind is None else self.rotary(like, positions, kind)
             found[kind] = (cos[0], sin[0])
         return found
@@ -124,15 +104,14 @@ def parts_of(model: TransformerBridge) -> Parts:
     bridge: Any = model
     weight = bridge.embed.original_component.weight
     config = getattr(bridge.original_model, "config", None)
-    pos_embed = bridge.pos_embed.original_component if graph.positional == "learned" else None
-    rotary = bridge.rotary_emb.original_component if hasattr(bridge, "rotary_emb") else None
+    rotary = rotary_of(bridge)
     return Parts(
         graph=graph,
-        embed=bridge.embed.original_component,
-        pos_embed=pos_embed,
+        embed=_embed(bridge.embed.original_component, getattr(config, "embedding_multiplier", 1.0)),
+        pos_embed=_pos_embed(bridge.pos_embed.original_component) if graph.positional == "learned" else None,
         rotary=rotary,
         blocks=tuple(_block(bridge, layer, graph, rotary) for layer in range(graph.n_layers)),
-        ln_final=_norm(bridge.ln_final),
+        ln_final=times(norm_of(bridge.ln_final), _logit_scale(bridge.original_model, config)),
         unembed=bridge.unembed.original_component,
         logit_softcap=getattr(config, "final_logit_softcapping", None),
         device=weight.device,
@@ -146,7 +125,9 @@ def without_hooks(model: TransformerBridge, what: str) -> None:
     Raises:
         UsageError: There are some; the message says what would not run them.
     """
-    hooked = [name for name, point in model.hook_dict.items() if point.fwd_hooks or point.bwd_hooks]
+    hooked = [
+        name for name, point in model.hook_dict.items() if point.bwd_hooks or not all(map(_wiring, point.fwd_hooks))
+    ]
     if hooked:
         raise UsageError(
             f"the model carries hooks of your own ({', '.join(hooked[:3])}{', ...' if len(hooked) > 3 else ''}), "
@@ -154,29 +135,38 @@ def without_hooks(model: TransformerBridge, what: str) -> None:
         )
 
 
+def _wiring(handle: Any) -> bool:
+    """Whether a hook is the bridge's own: where an MLP is no module (OPT), the hooks of its maps call its own."""
+    made_in = str(getattr(handle.user_hook, "__module__", ""))
+    return bool(handle.is_permanent) and made_in.startswith("transformer_lens.")
+
+
 def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
     block = model.blocks[layer]
     attn, mlp, original = block.attn, block.mlp, block.attn.original_component
-    scale = getattr(original, "scaling", None)
-    if scale is None:
-        scale = 1 / math.sqrt(graph.d_head)
     kinds = getattr(getattr(original, "config", None), "layer_types", None)
     by_kind = rotary is not None and "layer_type" in inspect.signature(rotary.forward).parameters
+    parts, device = block.submodules, attn.o.original_component.weight.device
+    added = factor(getattr(block, "residual_contribution_scale", 1.0), graph.d_model, device)
+    ln1 = norm_of(block.ln1) if "ln1" in parts else NOTHING
+    # Falcon, Phi-2 and others: in parallel, behind one norm
+    ln2 = norm_of(block.ln2) if "ln2" in parts else ln1 if graph.parallel else NOTHING
     return Block(
-        ln1=_norm(block.ln1),
-        ln2=_norm(block.ln2),
-        ln1_post=_norm(block.ln1_post) if graph.attn_post_norm else None,
-        ln2_post=_norm(block.ln2_post) if graph.mlp_post_norm else None,
+        ln1=ln1,
+        ln2=ln2,
+        ln1_post=norm_of(block.ln1_post) if graph.attn_post_norm else added,
+        ln2_post=norm_of(block.ln2_post) if graph.mlp_post_norm else added,
         q=attn.q.original_component,
         k=attn.k.original_component,
         v=attn.v.original_component,
         o=attn.o.original_component,
-        q_norm=_norm(attn.q_norm) if graph.qk_norm else None,
-        k_norm=_norm(attn.k_norm) if graph.qk_norm else None,
-        scale=float(scale),
+        q_norm=head_norm_of(attn.q_norm, graph.d_head) if graph.qk_norm else None,
+        k_norm=head_norm_of(attn.k_norm, graph.d_head) if graph.qk_norm else None,
+        scale=_scale(original, graph),
         softcap=getattr(original, "attn_logit_softcapping", None),
         window=graph.windows[layer],
         rotary=kinds[layer] if by_kind and kinds is not None else None,
+        turning=turning_of(model, original, rotary),
         gate=mlp.gate.original_component if graph.gated_mlp else None,
         up=getattr(mlp, "in").original_component,
         down=mlp.out.original_component,
@@ -184,22 +174,32 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
     )
 
 
-def _norm(bridge: Any) -> Norm:
-    original, bare = bridge.original_component, type(bridge).__name__.endswith("PreBridge")
-    weight = None if bare else getattr(original, "weight", None)  # OLMo's norm has none
-    if weight is not None and bridge.uses_weight_offset:
-        weight = 1.0 + weight.float()
-    eps = getattr(original, "eps", getattr(original, "variance_epsilon", None))
-    return Norm(
-        centred=not bridge.uses_rms_norm,
-        weight=weight,
-        bias=None if bare else getattr(original, "bias", None),
-        eps=float(eps if eps is not None else bridge.config.eps),
-    )
+def _embed(table: Any, number: float) -> Callable[[Tensor], Tensor]:
+    """Granite multiplies embeddings by a number."""
+    return table if number == 1 else lambda tokens: table(tokens) * number
+
+
+def _pos_embed(table: Any) -> Callable[[Tensor], Tensor]:
+    """OPT's table begins with rows that stand for no position."""
+    offset = getattr(table, "offset", 0)
+    return (lambda positions: F.embedding(positions + offset, table.weight)) if offset else table
+
+
+def _logit_scale(model: Any, config: Any) -> float:
+    """What logits are multiplied by: Cohere says the factor, Granite what they are divided by."""
+    return float(getattr(model, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", 1.0))
+
+
+def _scale(attention: Any, graph: Graph) -> float:
+    """What scores are multiplied by; GPT-Neo's are not."""
+    if type(attention).__name__ == "GPTNeoSelfAttention":
+        return 1.0
+    scale = getattr(attention, "scaling", None)
+    return 1 / math.sqrt(graph.d_head) if scale is None else float(scale)
 
 
 def _activation(mlp: Any, layer: int) -> Callable[[Tensor], Tensor]:
-    for name in ("act_fn", "act", "activation_fn", "activation"):
+    for name in ("act_fn", "act", "activation_fn", "activation"):  # OPT's belongs to the block
         if callable(found := getattr(mlp, name, None)):
             return found
     raise UsageError(

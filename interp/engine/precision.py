@@ -42,7 +42,7 @@ def in_float32(model: TransformerBridge | nn.Module) -> Iterator[None]:
     given: Any = model
     if isinstance(model, TransformerBridge):
         embeddings = [getattr(given, name) for name in ("embed", "pos_embed") if hasattr(given, name)]
-        others = [*given.blocks, given.ln_final, given.unembed]
+        others = [*given.blocks, *(getattr(given, name) for name in ("ln_final", "unembed") if hasattr(given, name))]
     else:
         embeddings = [module for module in given.modules() if isinstance(module, nn.Embedding)]
         holders = [module for module in given.modules() if next(module.parameters(recurse=False), None) is not None]

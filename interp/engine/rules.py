@@ -37,6 +37,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from interp.engine.norms import Factor
 from interp.engine.rule_sets import GRADIENT, RELP, RULE_SETS, Rules, rules
 from interp.errors import UsageError
 
@@ -83,16 +84,16 @@ def gated(
 
 def normed(chosen: Rules, norm, x: Tensor, other: Tensor | None = None) -> Tensor:
     """A norm of x under its rule; `other` is its input in the other run."""
-    if chosen.norm != "secant" or not x.requires_grad:
+    if chosen.norm != "secant" or not x.requires_grad or isinstance(norm, Factor):
         return norm(x, constant_scale=chosen.norm == "constant")
     with torch.no_grad():
         value = norm(x)
         ours, theirs = (norm.centre(run.to(_wide(run))) for run in (x, _given(other)))
         scale, their_scale = norm.inverse_scale(ours), norm.inverse_scale(theirs)
         middle, mean_scale = (ours + theirs) / 2, (scale + their_scale) / 2
-        slope = -((scale * their_scale) ** 2) / (scale + their_scale) * 2 / x.shape[-1]
+        slope = -((scale * their_scale) ** 2) / (scale + their_scale) * 2 / norm.width(x)
     centred = norm.centre(x.to(_wide(x)))
-    linear = mean_scale * centred + slope * middle * (middle * centred).sum(-1, keepdim=True)
+    linear = mean_scale * centred + slope * middle * (middle * centred).sum(norm.axes, keepdim=True)
     if norm.weight is not None:
         linear = linear * norm.weight.to(linear.dtype)
     return carrying(value, linear.to(value.dtype))

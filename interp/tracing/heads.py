@@ -159,7 +159,7 @@ def score_by_pairs(graph: AttributionGraph, head: Head, query: int, key: int) ->
         side = _side(found, layer, index, site, position)
         norm = block.q_norm if site == "q" else block.k_norm
         if norm is not None:
-            side = side * norm.inverse_scale(wide(recorder.kept[site, layer][0, position, row]))
+            side = side * norm.scale_of_head(wide(recorder.kept[site, layer][0, position]), row)
         sides.append(side @ turn[position].T)
     pairs = (sides[0] @ sides[1].T * block.scale).double().cpu().numpy()
     return ScoreByPairs((*found.names, "bias"), pairs, block.scale * _dot(*(wide(x) for x in turned)))

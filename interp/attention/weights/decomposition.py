@@ -155,7 +155,7 @@ class AttentionRun:
         group = index * graph.n_kv_heads // graph.n_heads
         for norm, side, site, which in ((block.q_norm, "query", "q", index), (block.k_norm, "key", "k", group)):
             if norm is not None:
-                norm_scale = norm_scale * norm.inverse_scale(self.kept[site, layer][self.rows, at[side], which])
+                norm_scale = norm_scale * norm.scale_of_head(self.kept[site, layer][self.rows, at[side]], which)
         return Terms(
             layer=layer,
             head=index,

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from interp.engine.edges import input_matrices, output_matrices
 from interp.engine.forward import Walk
-from interp.engine.parts import Norm, Parts
+from interp.engine.norms import Norm
+from interp.engine.parts import Parts
 from interp.errors import UsageError
 from interp.graph import Node
 
@@ -141,7 +142,8 @@ def _reading(norm: Norm, linear, heads: int, repeat: int, own: Norm | None) -> t
         bias = bias + matrices @ _wide(norm.bias)
     matrices = norm.centre(_folded(norm, matrices))
     if own is not None:
-        matrices = _folded(own, own.centre(matrices.mT)).mT
+        centred = own.centre(matrices.mT) if own.centred else matrices.mT
+        matrices = _folded(own, centred.movedim(1, 0)).movedim(0, 1).mT
         bias = _folded(own, own.centre(bias))
     return matrices.repeat_interleave(repeat, 0), bias.repeat_interleave(repeat, 0)
 
