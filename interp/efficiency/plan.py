@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
@@ -70,8 +69,8 @@ class Plan(ABC):
     """Whether what is saved is really saved; a plan that is not is called simulated wherever seconds would stand."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.budget):
-            raise UsageError(f"a plan's budget must be finite, got {self.budget}")
+        if not 0 < self.budget <= 1:
+            raise UsageError(f"a plan's budget must be in (0, 1], got {self.budget}")
 
     # What a subclass adds
 
@@ -189,11 +188,15 @@ class Plan(ABC):
             values = {key: _frozen(value) for key, value in found.items() if key not in ("kind", "version")}
             if version in _BEFORE:
                 values["made"] = {"unknown": _BEFORE[version]}
-            return made(**arguments(values, made, where))
+            given = arguments(values, made, where)
         except UsageError:
             raise
         except InterpError as error:
             raise UsageError(f"this is no plan: {error}") from None
+        try:
+            return made(**given)
+        except UsageError as error:
+            raise UsageError(f"{os.fspath(where)}: {error}") from None
 
     @staticmethod
     def load(path: str | os.PathLike[str]) -> Plan:

@@ -18,8 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from interp.checking import checked, damaged, read_json, read_tensors, tensor_shapes
 from interp.efficiency.deployment import Deployment, deployment, skeleton
 from interp.efficiency.plan import Plan, Undo
-from interp.errors import InterpError, UsageError
-from interp.models._sizes import check_layers, check_numbers
+from interp.errors import InterpError, UsageError, reason
+from interp.models._sizes import at_most, check_layers, check_numbers
 from interp.results.files import write_text
 from interp.results.folders import settle, together
 
@@ -28,6 +28,8 @@ __all__ = ["load", "save"]
 _FORMAT, _WEIGHTS, _ABOUT, _CONFIG = 1, "model.safetensors", "plans.json", "config.json"
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 _MARK = "interp.saved"
+_SPARSEST = 1000
+"""Numbers of a model before its plans to a byte of what they left of it."""
 
 
 def save(model: PreTrainedModel, directory: str | os.PathLike[str]) -> None:
@@ -81,13 +83,15 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
     if kind not in causal_models():
         raise UsageError(f"{path} is of the class {kind!r}, which is no causal language model of transformers")
     plans = [Plan.from_dict(stored, path) for stored in checked(record, "plans", list[dict], path)]
-    check_layers(read_json(declared), len(tensor_shapes(weights)), declared)
+    there = len(tensor_shapes(weights))
+    check_layers(read_json(declared), there, declared)
     _of_one(folder, record)
     try:
         config = AutoConfig.from_pretrained(folder)
-        with torch.device("meta"):
-            beside = list(skeleton(config, getattr(transformers, kind)).buffers())
-        check_numbers(beside, weights.stat().st_size, declared)
+        with torch.device("meta"), at_most(there, declared):
+            whole = skeleton(config, getattr(transformers, kind))
+        check_numbers(whole.buffers(), weights.stat().st_size, declared)
+        check_numbers(whole.parameters(), weights.stat().st_size, declared, _SPARSEST)
         model: Any = skeleton(config, getattr(transformers, kind))
         model.deployment = _whole(record, model, path)
         for plan in plans:
@@ -107,7 +111,7 @@ def load(directory: str | os.PathLike[str]) -> PreTrainedModel:
     except InterpError:
         raise
     except Exception as error:  # transformers believes what stands there
-        raise InterpError(f"could not load a model from {folder}: {error}") from error
+        raise InterpError(f"could not load a model from {folder}: {reason(error)}") from error
     return model.eval()
 
 

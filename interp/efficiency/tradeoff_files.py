@@ -6,14 +6,14 @@ import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from interp.checking import damaged, read_json
+from interp.checking import checked, damaged, read_json
+from interp.efficiency.method import CONTROLS
 from interp.efficiency.plan import Plan
 from interp.efficiency.tradeoff import Row, Tradeoff
 from interp.errors import InterpError
@@ -23,6 +23,10 @@ from interp.results.folders import settle, together
 __all__ = ["ABOUT", "FORMAT", "load", "save"]
 
 FORMAT, ABOUT = "interp.tradeoff/1", "tradeoff.json"
+_KINDS = ("dense", "plan", *CONTROLS)
+_VALUE: dict[str, Any] = {"row": str, "group": str, "quantity": str, "repetition": int, "value": float | None}
+_MOST = 10**6
+"""Repetitions."""
 
 
 def save(found: Tradeoff, directory: str | os.PathLike[str], quality: str | None, cost: str) -> None:
@@ -65,18 +69,49 @@ def load(path: str | os.PathLike[str]) -> Tradeoff:
     record = read_json(file)
     if record.get("format") != FORMAT:
         raise InterpError(f"{file} is no trade-off of the format {FORMAT!r}; measure it again")
-    try:
-        plans = {name: Plan.from_dict(plan) for name, plan in record["plans"].items()}
-        known = [item.name for item in fields(Row) if item.name not in ("name", "plan")]
-        rows = [
-            Row(row["row"], plan=plans.get(row["row"]), **{name: row[name] for name in known}) for row in record["rows"]
-        ]
-        values = pd.DataFrame(record["values"]).astype({"repetition": int, "value": float})
-        return Tradeoff(tuple(rows), values, dict(record["better"]), dict(record["about"]))
-    except InterpError:
-        raise
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise damaged(file, f"{type(error).__name__}: {error}") from None
+    plans = checked(record, "plans", dict[str, dict], file)
+    rows = [_row(entry, plans, file) for entry in checked(record, "rows", list[dict], file)]
+    names = [row.name for row in rows]
+    if len(set(names)) < len(names):
+        raise damaged(file, f"the row {next(name for name in names if names.count(name) > 1)!r} is there twice")
+    for row in rows:
+        checked(vars(row), "of", str, file, among=names)
+    if lost := sorted(set(plans) - set(names)):
+        raise damaged(file, f"it has a plan of {lost[0]!r}, which is no row")
+    better = checked(record, "better", dict[str, Literal["higher", "lower"]], file)
+    values = [_value(entry, names, file) for entry in checked(record, "values", list[dict], file)]
+    if not values:
+        raise damaged(file, "it has no values")
+    about = checked(record, "about", dict, file)
+    for name in ("model", "fingerprint"):
+        checked(about, name, str, file)
+    return Tradeoff(tuple(rows), pd.DataFrame(values, columns=list(_VALUE)).astype({"value": float}), better, about)
+
+
+def _row(entry: dict[str, Any], plans: dict[str, dict], file: Path) -> Row:
+    """A row, with its plan if it has one, which its budget must be of."""
+    name = checked(entry, "row", str, file)
+    kind, control = checked(entry, "kind", str, file, among=_KINDS), checked(entry, "control", str, file)
+    if (name in plans) != (kind != "dense"):
+        raise damaged(file, f"the row {name!r} is of the kind {kind!r} and has {'a' if name in plans else 'no'} plan")
+    plan = Plan.from_dict(plans[name], file) if name in plans else None
+    row = Row(name, kind, checked(entry, "of", str, file), plan, control)
+    checked(entry, "budget", float, file, among=[1.0 if plan is None else plan.budget])
+    checked(entry, "simulated", bool, file, among=[not row.real])
+    return row
+
+
+def _value(entry: dict[str, Any], names: list[str], file: Path) -> list[Any]:
+    """A line of the table of what was measured; null is what was not, as the seconds of a simulated plan."""
+    checked(entry, "row", str, file, among=names)
+    checked(entry, "group", str, file, among=("quality", "cost"))
+    checked(entry, "repetition", int, file, least=0, most=_MOST)
+    value = checked(entry, "value", float | None, file)
+    if value is not None and not math.isfinite(value):
+        raise damaged(file, f"value is {value}, a finite number or null is needed")
+    if entry["group"] == "cost" and value is not None and value < 0:
+        raise damaged(file, f"a cost is {value:g}, a number from 0 is needed")
+    return [checked(entry, name, hint, file) for name, hint in _VALUE.items()]
 
 
 def _plain(value: Any) -> Any:

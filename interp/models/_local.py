@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.checking import checked, inside, read_json, tensor_shapes
-from interp.errors import InterpError
+from interp.errors import InterpError, reason
 from interp.models._quiet import quiet
 from interp.models._sizes import check_layers, check_numbers, empty
 
@@ -42,9 +42,11 @@ def check_directory(directory: Path) -> None:
         with quiet():
             from transformers import AutoConfig
 
-            model = empty(AutoConfig.from_pretrained(directory, local_files_only=True))
+            model = empty(AutoConfig.from_pretrained(directory, local_files_only=True), tensors, config)
+    except InterpError:
+        raise
     except Exception as error:
-        raise InterpError(f"could not load the model in {directory}: {_first_line(error)}") from error
+        raise InterpError(f"could not load the model in {directory}: {reason(error)}") from error
     check_numbers((*model.parameters(), *model.buffers()), size, config)
 
 
@@ -71,7 +73,7 @@ def boot_directory(directory: Path, name: str, device: str | torch.device, dtype
     except InterpError:
         raise
     except Exception as error:
-        raise InterpError(f"could not load the model in {directory}: {_first_line(error)}") from error
+        raise InterpError(f"could not load the model in {directory}: {reason(error)}") from error
     model, info = loaded
     if info["missing_keys"]:
         missing = sorted(info["missing_keys"])
@@ -93,9 +95,7 @@ def boot(model: Any, tokenizer: Any, name: str, device: str | torch.device, dtyp
                 name, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
             )
     except Exception as error:
-        raise InterpError(
-            f"TransformerLens can't bridge {name!r} ({type(model).__name__}): {_first_line(error)}"
-        ) from error
+        raise InterpError(f"TransformerLens can't bridge {name!r} ({type(model).__name__}): {reason(error)}") from error
     bridge.eval()
     return bridge
 
@@ -113,8 +113,3 @@ def _weight_files(directory: Path) -> list[Path]:
         f"weight file {single} is missing (only safetensors are read); "
         "save the model with save_pretrained(directory) or obtain the directory again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__

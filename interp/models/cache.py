@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from interp.checking import checked, inside
 from interp.errors import InterpError
 
 __all__ = ["FORMAT", "MANIFEST", "cache_root", "is_complete", "model_directory", "obtain", "verify"]
@@ -119,23 +120,24 @@ def verify(directory: Path, fix: str, *, content: bool = True) -> None:
     Raises:
         InterpError: naming the file that is missing, truncated or changed.
     """
-    manifest = _read_manifest(directory)
+    manifest, where = _read_manifest(directory), directory / MANIFEST
     if manifest is None:
-        raise InterpError(f"{directory / MANIFEST} is missing or unreadable; {fix}")
-    for name, expected in manifest["files"].items():
-        path = directory / name
+        raise InterpError(f"{where} is missing or unreadable; {fix}")
+    for name, expected in checked(manifest, "files", dict[str, dict], where).items():
+        path, size = inside(directory, name, where), checked(expected, "size", int, where, least=0)
+        digest = checked(expected, "sha256", str, where)
         try:
             status = path.stat()
         except OSError:
             raise InterpError(f"model file {path} is missing; {fix}") from None
-        if status.st_size != expected["size"]:
+        if status.st_size != size:
             raise InterpError(
-                f"model file {path} is damaged: {status.st_size:,} bytes where {expected['size']:,} were written; {fix}"
+                f"model file {path} is damaged: {status.st_size:,} bytes where {size:,} were written; {fix}"
             )
         mark = (str(path), status.st_size, status.st_mtime_ns, status.st_ino)
         if not content or mark in _verified:
             continue
-        if _sha256(path) != expected["sha256"]:
+        if _sha256(path) != digest:
             raise InterpError(f"model file {path} is damaged: its SHA-256 is not the recorded one; {fix}")
         _verified.add(mark)
 
@@ -153,7 +155,7 @@ def _write_manifest(directory: Path, source: dict[str, Any]) -> None:
 def _read_manifest(directory: Path) -> dict[str, Any] | None:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return manifest if isinstance(manifest, dict) and isinstance(manifest.get("files"), dict) else None
 

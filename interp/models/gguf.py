@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from interp.errors import InterpError
+from interp.errors import InterpError, reason
 from interp.models._gguf_header import check_header
 from interp.models._quiet import quiet
 from interp.models._shards import Shards
@@ -70,13 +70,15 @@ def convert(
             with quiet(), _shared(reader), contextlib.redirect_stderr(io.StringIO()):
                 config = AutoConfig.from_pretrained(directory, gguf_file=name, local_files_only=True)
                 tokenizer = AutoTokenizer.from_pretrained(directory, gguf_file=name, local_files_only=True)
-                model = empty(config)
+                model = empty(config, len(reader.tensors), gguf)
                 check_numbers((*model.parameters(), *model.buffers()), gguf.stat().st_size, gguf)
                 written = _convert_tensors(reader, model, made, kind, progress)
         except InterpError:
             raise
         except Exception as error:
-            raise InterpError(f"transformers can't convert {gguf} (architecture {architecture!r}): {error}") from error
+            raise InterpError(
+                f"transformers can't convert {gguf} (architecture {architecture!r}): {reason(error)}"
+            ) from error
         if missing := sorted(_wanted(model) - written):
             raise InterpError(
                 f"{gguf} has no tensor for {', '.join(missing[:3])}{' and more' * (len(missing) > 3)}; "
@@ -194,7 +196,7 @@ def _read(gguf: Path) -> Any:
         declared = {name: field.contents() for name, field in reader.fields.items() if name.endswith(".block_count")}
         end = max((int(tensor.data_offset) + int(tensor.n_bytes) for tensor in reader.tensors), default=0)
     except Exception as error:  # the reader believes what stands there
-        raise InterpError(f"{gguf} is truncated or damaged: {error}; obtain the file again") from error
+        raise InterpError(f"{gguf} is truncated or damaged: {reason(error)}; obtain the file again") from error
     if architecture is None or not reader.tensors:
         raise InterpError(f"{gguf} names no architecture or holds no tensors; it is not a model file")
     size = gguf.stat().st_size

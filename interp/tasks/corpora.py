@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Int
 
+from interp.checking import typed
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.models._data import data_path
 from interp.models.cache import cache_root
@@ -232,8 +233,8 @@ def _read(path: Path) -> list[str]:
         if not line.strip():
             continue
         try:
-            found.append(str(json.loads(line)["text"]))
-        except (ValueError, KeyError, TypeError) as error:
+            found.append(typed(json.loads(line)["text"], str, path, "text"))
+        except (ValueError, KeyError, TypeError, RecursionError, InterpError) as error:
             raise InterpError(f'{path}, line {number}: expected an object such as {{"text": "..."}}') from error
     return found
 

@@ -127,6 +127,8 @@ def parse(line: str) -> Pair:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
         raise UsageError(f"not JSON: {error.msg} at column {error.colno}") from error
+    except (ValueError, RecursionError):  # a number of thousands of digits, or endless nesting
+        raise UsageError("not JSON that can be read: nested too deep, or a number too long") from None
     if not isinstance(entry, dict):
         raise UsageError(f"a line is a JSON object, not {type(entry).__name__}")
     if unknown := sorted(entry.keys() - FIELDS):

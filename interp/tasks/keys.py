@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UsageError
+from interp.tasks.chat import around
 from interp.tasks.corpora import documents
 from interp.tasks.needles import NeedleSample
 from interp.tasks.splits import Half
@@ -179,11 +180,7 @@ def _turn(encoder: Encoder) -> tuple[tuple[int, ...], tuple[int, ...]]:
     tokenizer = encoder.tokenizer
     if not getattr(tokenizer, "chat_template", None):
         return encoder.prefix, ()
-    mark = "@@text@@"
-    chat = tokenizer.apply_chat_template(
-        [{"role": "user", "content": mark}], tokenize=False, add_generation_prompt=True
-    )
-    before, after = chat.split(mark)
+    before, after = around(tokenizer)
     skip = len(encoder.prefix)
     return encoder.encode(before).ids[skip:], encoder.encode(after).ids[skip:]
 

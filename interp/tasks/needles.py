@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from interp.errors import UsageError
+from interp.tasks.chat import around
 from interp.tasks.corpora import documents
 from interp.tasks.facts import NEEDLES, OTHER_NEEDLES, WORD, Needle
 from interp.tasks.splits import Half
@@ -23,7 +24,6 @@ __all__ = ["NEEDLES", "OTHER_NEEDLES", "Needle", "NeedleSample", "needle_samples
 
 _ASK = "\n\nBased on the text above, answer the question.\nQuestion: {question}"
 _PLAIN_END = "\nAnswer:"
-_MARK = "@@haystack@@"
 _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s)")
 
 
@@ -177,9 +177,7 @@ class _Writer:
             raise UsageError("chat=True needs a tokenizer with a chat template, this model has none; use chat=False")
         self.prefix, self.end = self.encoder.prefix, _PLAIN_END
         if has_template and chat is not False:
-            turn = [{"role": "user", "content": _MARK}]
-            prompt = tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
-            before, self.end = prompt.split(_MARK)
+            before, self.end = around(tokenizer)
             self.prefix = self._ids(before)
 
     def check(self, needles: Sequence[Needle], lengths: Sequence[int]) -> None:

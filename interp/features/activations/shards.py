@@ -110,6 +110,10 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any], list[Shard]]:
         if set(shard.norms) != set(places):
             raise damaged(path, f"{shard.file} has norms of other places than {', '.join(places)}")
         shards.append(shard)
+    counted = {"n_shards": len(shards), "n_tokens": sum(shard.tokens for shard in shards)}
+    for name, there in counted.items():
+        if manifest[name] < there or (len(shards) == manifest["n_shards"] and manifest[name] != there):
+            raise damaged(path, f"{name} is {manifest[name]:,}, and its shards have {there:,}")
     del manifest["shards"]
     return manifest, shards
 

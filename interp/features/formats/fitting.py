@@ -35,8 +35,8 @@ def fitted(
     try:
         with torch.device("meta"):
             wanted = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
-    except InterpError:
-        raise
+    except InterpError as error:
+        raise type(error)(f"{path}: {error}") from None
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:  # sizes beyond what a tensor can have
         raise damaged(path, f"no dictionary has its settings: {error}") from None
     state = {}

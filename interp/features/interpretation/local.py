@@ -9,6 +9,7 @@ import torch
 
 from interp.errors import InterpError, UsageError
 from interp.features.interpretation.prompted import Prompted
+from interp.tasks.chat import said
 
 __all__ = ["LocalExplainer"]
 
@@ -75,7 +76,6 @@ class LocalExplainer(Prompted):
     def _ids(self, prompt: str) -> torch.Tensor:
         device = next(self.model.parameters()).device
         if getattr(self.tokenizer, "chat_template", None):
-            turn = [{"role": "user", "content": prompt}]
-            text = self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+            text = said(self.tokenizer, prompt)
             return self.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
         return self.tokenizer(prompt, return_tensors="pt")["input_ids"].to(device)

@@ -271,11 +271,11 @@ def _graph(
     prompt, words = checked(metadata, "prompt", str, path), tuple(checked(metadata, "prompt_tokens", list[str], path))
     if not all(np.isfinite(values).all() for values in (weights, table.select_dtypes(float).to_numpy())):
         raise damaged(path, "it has values that are not finite")
+    if len(table) and table["position"].max() >= len(words):
+        raise damaged(path, f"a node stands at {table['position'].max():,}, outside the {len(words)} tokens")
     if ours:
         tokens, about = checked(ours, "tokens", list[int], path), checked(ours, "about", dict, path)
         return AttributionGraph(prompt, tuple(tokens), words, table, targets, sources, weights, about)
-    if len(table) and table["position"].max() >= len(words):
-        raise damaged(path, f"a node stands outside the {len(words)} tokens")
     kinds = table["kind"].map({"token": 0, "feature": 1, "error": 2, "logit": 3})
     order = np.lexsort((table["position"], kinds, table["layer"]))
     new = np.empty(len(order), np.int64)
