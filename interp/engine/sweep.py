@@ -30,7 +30,7 @@ from interp.engine.parts import Parts
 from interp.errors import InterpError
 from interp.graph import SITES, Node
 
-__all__ = ["Cell", "Patch", "Reading", "Sweep"]
+__all__ = ["Cell", "Part", "Patch", "Reading", "Sweep", "finer"]
 
 Values = Callable[[Node, slice], Tensor]
 """``values(node, examples)``: what to put in at all positions up to the last that is read: "batch pos ..." without
@@ -78,6 +78,49 @@ class Reading:
     tokens: Int[Tensor, " answers"] | None = None
 
 
+@dataclass(frozen=True)
+class Part:
+    """Cells that walk together.
+
+    Args:
+        examples: Of which examples.
+        start: From which position on; None for cells that provably change nothing.
+        numbers: The cells.
+    """
+
+    examples: slice
+    start: int | None
+    numbers: list[int]
+
+    @property
+    def rows(self) -> int:
+        """Rows of the walk."""
+        return 0 if self.start is None else len(self.numbers) * (self.examples.stop - self.examples.start)
+
+    def halves(self) -> list[Part]:
+        """The first and the second half of the cells or, of a single one, of the examples."""
+        if len(self.numbers) > 1:
+            half = len(self.numbers) // 2
+            return [Part(self.examples, self.start, some) for some in (self.numbers[:half], self.numbers[half:])]
+        half = (self.examples.start + self.examples.stop) // 2
+        cut = slice(self.examples.start, half), slice(half, self.examples.stop)
+        return [Part(examples, self.start, self.numbers) for examples in cut]
+
+
+def finer(parts: list[Part], least: int) -> list[Part]:
+    """The same cells and examples in `least` parts or more, where there are so many; the largest are halved.
+
+    Batches that are halved can give numbers whose last digits differ.
+    """
+    parts = list(parts)
+    while len(parts) < least:
+        largest = max(range(len(parts)), key=lambda at: parts[at].rows, default=None)
+        if largest is None or parts[largest].rows < 2:
+            break
+        parts[largest : largest + 1] = parts[largest].halves()
+    return parts
+
+
 class Sweep:
     """Runs cells against a base run.
 
@@ -108,6 +151,7 @@ class Sweep:
         self.same_before = same_before
         self.budget = budget_bytes(parts.device, max_memory)
         self.walk = Walk(parts, self.stop)
+        self._base: tuple[slice, dict[tuple[str, int], Tensor]] | None = None
         self.sites = {"k_rotated", "v"}.union(*(LIVE_AT_STAGE[STAGE_OF_SITE[_first(cell).node.site]] for cell in cells))
 
     def start(self, cell: Cell) -> int | None:
@@ -143,13 +187,8 @@ class Sweep:
         vocabulary = self.parts.graph.d_vocab if self.reading.tokens is None else len(self.reading.tokens)
         return bytes_per_row(self.parts.graph, self.stop - start, self.stop, vocabulary, self.parts.dtype.itemsize)
 
-    @torch.no_grad()
-    def run(
-        self, wanted: Bool[Tensor, "cell batch"] | None = None
-    ) -> Iterator[tuple[slice, list[int], Float[Tensor, "cell batch metric"] | None]]:
-        """Yields metric values as they are computed: the examples, the cells' numbers and the values.
-
-        The values are None for cells that provably change nothing: theirs are the base run's.
+    def split(self, wanted: Bool[Tensor, "cell batch"] | None = None) -> Iterator[Part]:
+        """The parts of a run, in its order; each can be computed by itself.
 
         Args:
             wanted: What to compute; a cell that is wanted for one example of a batch is computed for the batch.
@@ -158,23 +197,30 @@ class Sweep:
         for begin in range(0, len(self.tokens), at_once):
             examples = slice(begin, min(begin + at_once, len(self.tokens)))
             numbers = [number for number in range(len(self.cells)) if wanted is None or wanted[number, examples].any()]
-            if numbers:
-                yield from self._run_examples(examples, numbers)
+            yield from self._split_examples(examples, numbers)
 
-    def _run_examples(self, examples, wanted):
+    def _split_examples(self, examples: slice, wanted: list[int]) -> Iterator[Part]:
         count = examples.stop - examples.start
         by_start: dict[int | None, list[int]] = {}
         for number in wanted:
             by_start.setdefault(self.start(self.cells[number]), []).append(number)
         if idle := by_start.pop(None, None):
-            yield examples, idle, None
-        base = run(self.parts, self.tokens[examples], self.sites)[0] if by_start else {}
+            yield Part(examples, None, idle)
         for start, numbers in sorted((start, numbers) for start, numbers in by_start.items() if start is not None):
             numbers.sort(key=lambda number: _order(_first(self.cells[number])))
             at_once = max(1, self.budget // (self._row_bytes(start) * count))
             for begin in range(0, len(numbers), at_once):
-                chunk = numbers[begin : begin + at_once]
-                yield examples, chunk, self._run_chunk(examples, base, start, chunk)
+                yield Part(examples, start, numbers[begin : begin + at_once])
+
+    @torch.no_grad()
+    def compute(self, part: Part) -> Float[Tensor, "cell batch metric"] | None:
+        """The metric values of one part; None where they are the base run's. Successive parts share their base run."""
+        if part.start is None:
+            return None
+        if self._base is None or self._base[0] != part.examples:
+            self._base = None
+            self._base = part.examples, run(self.parts, self.tokens[part.examples], self.sites)[0]
+        return self._run_chunk(part.examples, self._base[1], part.start, part.numbers)
 
     def _run_chunk(self, examples, base, start, numbers):
         cells = [self.cells[number] for number in numbers]

@@ -12,6 +12,7 @@ from interp.errors import InterpError, UsageError, unknown_name
 from interp.models._fetch import fetch, in_precision, stored
 from interp.models._hub import boot_hub, official_name
 from interp.models._local import boot, boot_directory, check_directory
+from interp.models._origin import Origin, remember
 from interp.models._toys import SET_BY_HAND, set_by_hand, trained_directory
 from interp.models.cache import obtain, verify
 from interp.models.cards import ModelCard, card, models
@@ -62,12 +63,16 @@ def load(
     place, kind = _device(device), dtype or torch.float32
     with torch.inference_mode(False):  # no gradient would go through weights made in it
         if isinstance(meant, ModelCard):
-            return _load_known(meant, place, kind, accept_license)
-        if isinstance(meant, str):
-            return boot_hub(meant, place, kind)
-        if meant.is_dir():
-            return boot_directory(meant, meant.resolve().name, place, kind)
-        return _load_gguf(meant, place, kind)
+            model = _load_known(meant, place, kind, accept_license)
+        elif isinstance(meant, str):
+            model = boot_hub(meant, place, kind)
+        elif meant.is_dir():
+            model = boot_directory(meant, meant.resolve().name, place, kind)
+        else:
+            model = _load_gguf(meant, place, kind)
+    where = str(meant.resolve()) if isinstance(meant, Path) else str(name)
+    remember(model, Origin(where, place.type, str(kind).removeprefix("torch."), accept_license))
+    return model
 
 
 def named(name: str | Path) -> ModelCard | Path | str:

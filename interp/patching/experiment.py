@@ -6,9 +6,10 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -20,7 +21,8 @@ from interp.checking import read_tensors
 from interp.engine.identity import exactly, identity, versions
 from interp.engine.precision import HALF
 from interp.engine.progress import track
-from interp.engine.sweep import Cell, Reading, Sweep, Values
+from interp.engine.spread import part_count, spread
+from interp.engine.sweep import Cell, Part, Reading, Sweep, Values, finer
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.patching.baselines import PERFORMS, end_logits, own_logits
@@ -28,6 +30,7 @@ from interp.patching.methods import MODES, SOURCES
 from interp.patching.sources import Source
 from interp.results.files import replacing
 from interp.tasks import Task, metric
+from interp.tasks.metrics import Metric
 
 __all__ = ["Experiment"]
 
@@ -60,7 +63,7 @@ class Experiment:
         *,
         mode: str = "denoising",
         source: str = "corrupted",
-        metrics: Sequence[str] | None = None,
+        metrics: Sequence[str | Metric] | None = None,
         corpus: Tensor | None = None,
         seed: int = 0,
         max_memory: int | None = None,
@@ -148,17 +151,7 @@ class Experiment:
         for cell in cells:
             for patch in cell:
                 self.parts.graph.check(patch.node)
-        ends = self.task.positions["end"]
-        tokens = self.answer_tokens()
-        sweep = (Sweep if wanted is None else _OneByOne)(
-            self.parts,
-            self.base,
-            Reading(ends, self.reading(tokens), tokens),
-            cells,
-            self._source(cells) if values is None else values,
-            same_before=int(self.task.first_difference.min()) if self.source == "corrupted" else 0,
-            max_memory=self.max_memory,
-        )
+        sweep = self._sweep(cells, values, Sweep if wanted is None else _OneByOne)
         baseline = self.baselines["corrupted" if self.mode == "denoising" else "clean"].cpu()
         metrics = torch.full((len(cells), *baseline.shape), torch.nan, dtype=baseline.dtype)
         if wanted is not None:
@@ -166,11 +159,19 @@ class Experiment:
         store = None if checkpoint is None else _Checkpoint(Path(checkpoint), self._identity(cells))
         metrics = metrics if store is None else store.load(metrics)
         missing = metrics.isnan().any(-1)
+        parts = list(sweep.split(None if store is None and wanted is None else missing))
+        computed: Iterator[tuple[int, Tensor | None]]
+        if values is not None or any(patch.function for cell in cells for patch in cell):
+            computed = enumerate(map(sweep.compute, parts))  # functions of the caller's own stay in this process
+        else:
+            parts = finer(parts, part_count() or 0)
+            computed = spread(parts, sweep.compute, _begin, self.model, self._given(cells))
         try:
             with track(int(missing.sum()), "patching") as advance:
-                for examples, numbers, found in sweep.run(None if store is None and wanted is None else missing):
-                    metrics[numbers, examples] = baseline[examples] if found is None else found.to(baseline.dtype).cpu()
-                    advance(len(numbers) * (examples.stop - examples.start))
+                for number, found in computed:
+                    at = parts[number].numbers, parts[number].examples
+                    metrics[at] = baseline[at[1]] if found is None else found.to(baseline.dtype).cpu()
+                    advance(len(at[0]) * (at[1].stop - at[1].start))
                     if store:
                         store.save_now_and_then(metrics)
         except (RuntimeError, MemoryError) as error:
@@ -183,6 +184,29 @@ class Experiment:
         if store:
             store.path.unlink(missing_ok=True)
         return metrics - baseline
+
+    def _sweep(self, cells: Sequence[Cell], values: Values | None = None, kind: type[Sweep] = Sweep) -> Sweep:
+        tokens = self.answer_tokens()
+        return kind(
+            self.parts,
+            self.base,
+            Reading(self.task.positions["end"], self.reading(tokens), tokens),
+            cells,
+            self._source(cells) if values is None else values,
+            same_before=int(self.task.first_difference.min()) if self.source == "corrupted" else 0,
+            max_memory=self.max_memory,
+        )
+
+    def _given(self, cells: Sequence[Cell]) -> tuple:
+        """What `_begin` makes the same sweep of, beside the model."""
+        settings = {
+            "mode": self.mode,
+            "source": self.source,
+            "metrics": self.metrics,
+            "corpus": None if self.corpus is None else self.corpus.cpu(),
+            "seed": self.seed,
+        }
+        return self.task.to(torch.device("cpu")), settings, cells
 
     def _source(self, cells: Sequence[Cell]) -> Source:
         """What patches put in."""
@@ -262,6 +286,19 @@ class Experiment:
         plan = [[(str(patch.node), patch.node.site, str(patch.position)) for patch in cell] for cell in cells]
         digest.update(json.dumps([self.mode, self.source, self.seed, kinds, plan]).encode())
         return digest.hexdigest()
+
+
+def _begin(
+    model: TransformerBridge, task: Task, settings: dict[str, Any], cells: Sequence[Cell]
+) -> Callable[[Part], Tensor | None]:
+    """Computes the parts of a sweep on a worker's own model."""
+    sweep = Experiment(model, task, deferred=True, **settings)._sweep(cells)
+
+    def compute(part: Part) -> Tensor | None:
+        found = sweep.compute(part)
+        return None if found is None else found.cpu()
+
+    return compute
 
 
 class _OneByOne(Sweep):

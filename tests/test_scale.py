@@ -1,0 +1,255 @@
+"""Calls over the workers of a cluster give what they give here, also when workers are killed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import time
+from importlib.util import find_spec
+
+import pytest
+import torch
+import xarray as xr
+from families import boot, hugging_face_model, tokenizer
+from prompts import random_task
+
+import interp
+from interp.engine.spread import in_order, used
+from interp.engine.sweep import Part, finer
+from interp.errors import InterpError, UsageError
+from interp.scale.address import Address
+
+needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'")
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny random model in a folder."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    hugging_face_model("llama").save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return interp.load(folder)
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    """A cluster of two nodes with one CPU each."""
+    import ray
+
+    from interp.scale.address import imported
+
+    imported()
+    from ray.cluster_utils import Cluster
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    small = {"num_cpus": 1, "object_store_memory": 100 << 20}
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "ray_client_server_port": _free_port()})
+    cluster.add_node(**small)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def two(nodes):
+    """Two workers, one on each node, in force where a test says so."""
+    with interp.scale.over(nodes.address) as cluster, unused():
+        yield cluster
+
+
+@contextlib.contextmanager
+def unused():
+    with used(None):
+        yield
+
+
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _killing(monkeypatch, module, cluster):
+    """The worker that is done with the first part is killed before it gets another; gives a list of its process."""
+    track, killed = module.track, []
+
+    @contextlib.contextmanager
+    def tracked(*arguments):
+        with track(*arguments) as advance:
+
+            def advanced(done):
+                if done and not killed:
+                    killed.append(cluster.pool.pids[cluster.pool.idle[-1]])
+                    os.kill(killed[0], signal.SIGKILL)
+                advance(done)
+
+            yield advanced
+
+    monkeypatch.setattr(module, "track", tracked)
+    return killed
+
+
+@needs_ray
+def test_a_sweep_is_the_same_to_the_last_bit_where_batches_are(model, two):
+    task = random_task(n=4)
+    options = {"by_position": True, "max_memory": 300_000, "per_example": True}
+    here = interp.patching.activation(model, task, "heads", **options)
+    with used(two):
+        there = interp.patching.activation(model, task, "heads", **options)
+    assert two.n_workers == 2
+    assert abs(here).max() > 0.1
+    xr.testing.assert_equal(there, here)
+    assert {**there.attrs, "seconds": 0} == {**here.attrs, "seconds": 0}
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("nodes_of", "options"),
+    [("mlp_out", {}), ("neurons", {"layers": [1]}), ("v", {"mode": "noising", "source": "mean", "metric": "kl"})],
+)
+def test_a_sweep_that_is_split_further_is_the_same_but_for_rounding(model, two, nodes_of, options):
+    task = random_task(n=5)
+    here = interp.patching.activation(model, task, nodes_of, **options)
+    with used(two):
+        there = interp.patching.activation(model, task, nodes_of, **options)
+    assert abs(here).max() > 1e-3
+    xr.testing.assert_allclose(there, here, **CLOSE)
+
+
+@needs_ray
+def test_groups_of_nodes_are_split_by_pairs(model, two):
+    task, groups = random_task(n=6), {"two": ["a0.h1", "m1"]}
+    here = interp.patching.groups(model, task, groups, per_example=True)
+    with used(two):
+        there = interp.patching.groups(model, task, groups, per_example=True)
+    xr.testing.assert_allclose(there, here, **CLOSE)
+
+
+@needs_ray
+def test_functions_of_the_callers_own_stay_in_its_process(model, two):
+    task, seen = random_task(n=2), []
+
+    def double(z):
+        seen.append(os.getpid())
+        return 2 * z
+
+    with used(two):
+        found = interp.patching.intervene(model, task, {"a1.h2": double})
+    xr.testing.assert_equal(found, interp.patching.intervene(model, task, {"a1.h2": lambda z: 2 * z}))
+    assert set(seen) == {os.getpid()}
+
+
+@needs_ray
+def test_a_worker_killed_in_a_sweep_loses_nothing(model, two, monkeypatch, tmp_path):
+    task = random_task(n=4)
+    options = {"by_position": True, "max_memory": 300_000, "per_example": True}
+    here = interp.patching.activation(model, task, "heads", **options)
+    killed = _killing(monkeypatch, interp.patching.experiment, two)
+    with used(two):
+        there = interp.patching.activation(model, task, "heads", checkpoint=tmp_path / "sweep", **options)
+    assert len(killed) == 1
+    assert not set(killed) & set(two.pool.pids.values())
+    assert not (tmp_path / "sweep").exists()
+    xr.testing.assert_equal(there, here)
+
+
+@needs_ray
+def test_models_that_workers_can_not_load_are_refused(folder, model, two):
+    task = random_task(n=2)
+    with (
+        used(two),
+        pytest.raises(UsageError, match=r"loaded with interp\.load from a name or a folder; this one was not"),
+    ):
+        interp.patching.activation(boot(hugging_face_model("llama")), task)
+    changed = interp.load(folder)
+    with torch.no_grad():
+        changed.original_model.lm_head.weight[0] += 1
+    with used(two), pytest.raises(InterpError, match=r"loaded from .*tiny has the fingerprint .* weights were changed"):
+        interp.patching.activation(changed, task)
+
+
+@needs_ray
+def test_workers_with_other_versions_are_refused(nodes, monkeypatch):
+    from interp.scale import pool
+
+    monkeypatch.setattr(pool, "versions", lambda: {"interp": "0.1.0", "torch": "1.13"})
+    hello = ("node7", 1, {"interp": "0.1.0", "torch": "2.0"})
+
+    class Fake:
+        exceptions = None
+
+        def get(self, reference):
+            return hello
+
+    one = pool.Pool.__new__(pool.Pool)
+    one.ray, one.starting, one.pids, one.idle = Fake(), {"hello": "worker"}, {}, []
+    with pytest.raises(InterpError, match=r"worker on node7 has torch 2\.0, this process has torch 1\.13; install"):
+        one._let_in("hello")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("local:2", Address("local:2", local=2)),
+        ("auto", Address("auto")),
+        ("ray://head.cluster:10001", Address("ray://head.cluster:10001", host="head.cluster", port=10001, client=True)),
+        ("10.0.0.7:6379", Address("10.0.0.7:6379", host="10.0.0.7", port=6379)),
+    ],
+)
+def test_addresses_are_read(text, meant):
+    assert Address.parse(text) == meant
+
+
+@pytest.mark.parametrize("text", ["", "local", "local:0", "local:two", "ray://head", "head:99999", "http://head:80/x"])
+def test_what_is_no_address_is_refused(text):
+    with pytest.raises(UsageError, match=r"is no address of a cluster; write ray://host:10001"):
+        Address.parse(text)
+
+
+@needs_ray
+@pytest.mark.parametrize("kind", ["ray://127.0.0.1:{}", "127.0.0.1:{}"])
+def test_an_address_of_no_cluster_is_refused_within_seconds(kind):
+    began = time.monotonic()
+    address, why = kind.format(_free_port()), r"no Ray cluster at .*: Connection refused; start one with `ray start"
+    with pytest.raises(InterpError, match=why), interp.scale.over(address):
+        pass
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        with pytest.raises(InterpError, match="what answers there is no Ray"):
+            Address.parse(kind.format(other.getsockname()[1])).check()
+    assert time.monotonic() - began < 10
+
+
+def test_without_ray_the_extra_is_named(monkeypatch):
+    monkeypatch.setattr("interp.scale.address.find_spec", lambda name: None)
+    why = r"takes Ray, which is not installed; .* pip install 'interp\[ray\]'"
+    with pytest.raises(UsageError, match=why), interp.scale.over("local:2"):
+        pass
+
+
+def test_parts_are_halved_until_there_are_enough_and_stay_the_same_cells():
+    parts = [Part(slice(0, 4), 2, [0, 1, 2, 5]), Part(slice(4, 6), None, [0, 1])]
+    found = finer(parts, 9)
+    assert len(found) == 9
+
+    def cells(parts):
+        every = [(n, e) for p in parts for n in p.numbers for e in range(p.examples.start, p.examples.stop)]
+        return sorted(every)
+
+    assert cells(found) == cells(parts)
+    assert len(finer(parts, 1000)) == 16 + 1
+
+
+def test_results_are_put_in_order():
+    assert list(in_order(iter([(2, "c"), (0, "a"), (1, "b"), (3, "d")]))) == ["a", "b", "c", "d"]
