@@ -19,7 +19,7 @@ def write_gguf(path: Path, *, seed: int = 0, leave_out: str = "", pre: str = "gp
     from transformers.convert_slow_tokenizer import bytes_to_unicode
 
     random = np.random.default_rng(seed)
-    tokens = ["<unk>", "<bos>", "<eos>", *bytes_to_unicode().values(), "ab"]
+    tokens = ["<unk>", "<bos>", "<eos>", *bytes_to_unicode().values(), "ab", "abc"]
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_context_length(64)
     writer.add_embedding_length(D_MODEL)
@@ -33,8 +33,8 @@ def write_gguf(path: Path, *, seed: int = 0, leave_out: str = "", pre: str = "gp
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre(pre)
     writer.add_token_list(tokens)
-    writer.add_token_types([3, 3, 3] + [1] * 257)
-    writer.add_token_merges(["a b"])
+    writer.add_token_types([3, 3, 3] + [1] * 258)
+    writer.add_token_merges(["a b", "ab c"])  # of one merge, older transformers reads the letters
     writer.add_unk_token_id(0)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)

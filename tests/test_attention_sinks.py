@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from interp.attention.heads import heads
 from interp.attention.sinks import evidence as sink_evidence
 from interp.attention.sinks.blocking import WithoutKey, block_sink, blocking_table
 from interp.attention.sinks.census import census
@@ -23,7 +24,7 @@ from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError
 from interp.results import load
 from interp.results.findings import SinkHeads
-from interp.tasks.corpora import documents
+from interp.tasks.corpora import corpus, documents
 from interp.tasks.tokens import Encoder
 from tests.families import VOCABULARY, boot, hugging_face_model, tiny
 
@@ -422,10 +423,10 @@ def test_an_interval_is_students():
 def test_what_a_head_costs_is_the_loss_without_its_output(family):
     model, texts = tiny(family), {"one": _tokens(3, 20), "two": _tokens(3, 20, seed=1)}
     found = head_costs(model, {"1.2": [(1, 2)], "both": [(0, 1), (2, 3)]}, texts, n=3, length=20, skip=4)
-    for name, heads in (("1.2", [(1, 2)]), ("both", [(0, 1), (2, 3)])):
+    for name, cut in (("1.2", [(1, 2)]), ("both", [(0, 1), (2, 3)])):
         for domain, tokens in texts.items():
 
-            def zero(x, hook, heads=heads):
+            def zero(x, hook, heads=cut):
                 x = x.clone().reshape(*x.shape[:2], 4, -1)
                 for layer, head in heads:
                     if f"blocks.{layer}." in hook.name:
@@ -512,7 +513,7 @@ def test_what_makes_no_sense_is_refused_with_the_value(make, message):
 
 @pytest.mark.real_model
 def test_smollm2_has_its_sink_its_massive_channels_and_none_on_one_token_repeated(smollm2):
-    found = survey_sinks(smollm2, ("prose",), n=4)
+    found = survey_sinks(smollm2, ("prose",), n=16)
     assert 0.6 < float(found.heads.scores.mean()) < 0.8
     assert found.positions.positions == (0,)
     assert set(found.massive.channels) == {247, 507}
@@ -525,13 +526,29 @@ def test_smollm2_has_its_sink_its_massive_channels_and_none_on_one_token_repeate
 
 @pytest.mark.real_model
 def test_smollm2_needs_its_massive_activations_as_constants(smollm2):
-    from interp.tasks import corpus
-
     losses = block_sink(smollm2, corpus("prose", smollm2, 2, 48), ("activation", "constant"))
     rises = blocking_table(losses).set_index(["method", "kind"])["increase"]
     assert rises["activation", "sink"] > 5
     assert abs(rises["activation", "control"]) < 0.2
     assert abs(rises["constant", "sink"]) < 0.01
+
+
+@pytest.mark.real_model
+def test_findings_are_made_on_half_of_the_documents_and_say_which(smollm2):
+    tokens = {split: corpus("prose", smollm2, 4, 64, split=split) for split in ("find", "score")}
+    for split, other in (("find", "score"), ("score", "find")):
+        found = survey_sinks(smollm2, ("prose",), n=4, split=split)
+        assert found.heads.settings["split"] == split
+        same, others = (survey_sinks(smollm2, {"prose": tokens[name]}) for name in (split, other))
+        assert found.heads.evidence["attention"].equals(same.heads.evidence["attention"])
+        assert not found.heads.evidence["attention"].equals(others.heads.evidence["attention"])
+        kinds = heads(smollm2, ["previous_token"], "prose", n=2, length=32, split=split)
+        assert kinds.settings["split"] == split
+        by_hand = heads(smollm2, ["previous_token"], corpus("prose", smollm2, 2, 32, split=split))
+        assert np.array_equal(kinds.scores.values, by_hand.scores.values)
+    assert survey_sinks(smollm2, ("prose",), n=4).heads.settings["split"] == "find"
+    with pytest.raises(UsageError, match="unknown split 'test'"):
+        survey_sinks(smollm2, ("prose",), n=4, split="test")
 
 
 def test_there_is_dialogue_to_measure_on():

@@ -9,6 +9,7 @@ import torch
 from families import tiny
 from test_efficiency_plans import Narrower
 
+import interp
 from interp.efficiency import Composed, deploy, deployment, registry
 from interp.efficiency.cost import Cost
 from interp.efficiency.decoding import Decoder, storage_bytes
@@ -70,6 +71,12 @@ def test_text_through_the_cache_gives_the_loss_of_one_pass(model):
     assert found["agreement"] == 1
 
 
+def test_every_quality_says_on_which_split_it_is_measured():
+    assert Text().about()["split"] == Keys().about()["split"] == "score"
+    task = interp.task("induction", interp.load("toy-induction", device="cpu"), n=4, split="score")
+    assert Tasks(task).about() == {"induction": {"n": 4, "seed": 0, "split": "score"}}
+
+
 def test_bytes_are_those_of_the_storages_counted_once(model):
     decoder = Decoder(model)
     decoder.feed(TOKENS[:1])
@@ -102,6 +109,8 @@ def test_all_rows_are_measured_in_one_run_beside_their_controls(model, tmp_path)
     stored = json.loads((tmp_path / "tradeoff.json").read_text())
     assert {row["row"] for row in stored["rows"]} == set(frame.index)
     assert stored["about"]["ledgers"]["b"][0]["after"] == 40
+    assert stored["about"]["quality"]["text"]["split"] is None  # token ids of one's own are not split
+    assert stored["about"]["quality"]["text"]["source"] == "given texts"
     assert "<html" in (tmp_path / "tradeoff.html").read_text()[:200].lower()
     assert (tmp_path / "tradeoff.png").stat().st_size > 5000
     shown = found.picture("text.kl", "weight_bytes").draw()._repr_png_()  # what a notebook shows of it

@@ -23,7 +23,7 @@ def gguf(tmp_path, monkeypatch):
 def test_conversion_keeps_every_value_and_the_tokenizer(gguf):
     model = load(gguf)
     random = np.random.default_rng(0)
-    embedding = torch.from_numpy(random.normal(0, 0.1, (260, 32)).astype(np.float32))
+    embedding = torch.from_numpy(random.normal(0, 0.1, (261, 32)).astype(np.float32))
     assert torch.equal(model.W_E, embedding)
     assert model.cfg.model_name == "tiny"
     assert model.to_tokens("ab c").shape == (1, 4)

@@ -23,6 +23,7 @@ from interp.errors import UsageError
 from interp.results import HeadKinds, scores
 from interp.tasks import corpus, task
 from interp.tasks.corpora import longest_input, sized
+from interp.tasks.splits import half_of_corpus
 from interp.tasks.tokens import Encoder
 
 __all__ = ["heads", "separators", "survey"]
@@ -41,6 +42,7 @@ def heads(
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
+    split: str | None = None,
 ) -> HeadKinds:
     """Scores every head for every kind.
 
@@ -56,6 +58,8 @@ def heads(
             are rows of token ids.
         length: tokens in a stretch of text; 256, or as many as the model has positions, or all of the token ids.
         seed: of all random choices.
+        split: of a shipped corpus's documents and of the indirect objects' names, places and things, for a finding
+            that is tried on the other one; None takes all. Text that is given is not split.
 
     Returns:
         The finding: scores "kind layer head". Shares of attention lie in [0, 1].
@@ -76,7 +80,7 @@ def heads(
     parts = verified(model)
     measured: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
-    for reads, source in _inputs(model, parts, text, n, length, seed).items():
+    for reads, source in _inputs(model, parts, text, n, length, seed, split).items():
         wanted = [detector for detector in chosen if detector.reads == reads]
         try:
             given = source() if wanted else None
@@ -112,6 +116,7 @@ def heads(
             "n": n,
             "length": length,
             "seed": seed,
+            "split": split,
             "left_out": left_out,
             "versions": versions(),
         },
@@ -164,14 +169,16 @@ def _is_bare(word: str) -> bool:
     return not any(letter.isalnum() for letter in word)
 
 
-def _inputs(model: Any, parts: Parts, text: Any, n: int, length: int, seed: int) -> dict[str, Callable[[], Any]]:
+def _inputs(
+    model: Any, parts: Parts, text: Any, n: int, length: int, seed: int, split: str | None
+) -> dict[str, Callable[[], Any]]:
     """What each group of detectors reads, made when it is needed."""
     prefix, longest = len(Encoder(model).prefix), longest_input(model) or 1 << 20
     return {
-        "text": lambda: corpus(text, model, n, length, seed),
+        "text": lambda: corpus(text, model, n, length, seed, split=half_of_corpus(text, split)),
         "repeated": lambda: corpus("repeated", model, n, min(_REPEATED + prefix, longest), seed),
         "weights": lambda: OV(model, seed=seed),
-        "ioi": lambda: IndirectObjects(model, task("ioi", model, n=n, seed=seed)),
+        "ioi": lambda: IndirectObjects(model, task("ioi", model, n=n, seed=seed, split=split)),
     }
 
 

@@ -9,7 +9,22 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known_text, load, out, plain, writable
+from interp.cli.app import (
+    Accept,
+    Device,
+    Dtype,
+    Model,
+    Out,
+    Split,
+    app,
+    command,
+    known,
+    known_text,
+    load,
+    out,
+    plain,
+    writable,
+)
 from interp.cli.findings import write_finding
 
 __all__ = ["heads"]
@@ -26,6 +41,7 @@ def heads(
     n: Annotated[int, typer.Option("-n", help="How many stretches of text, and of each other input.")] = 8,
     length: Annotated[int | None, typer.Option(help="Tokens in a stretch of text.")] = None,
     seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    split: Split = None,
     top: Annotated[int, typer.Option(help="How many heads of each kind are named.")] = 5,
     directory: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
@@ -35,16 +51,17 @@ def heads(
 ) -> None:
     """Say what each attention head does: score all heads for every kind, and print the survey."""
     import interp
-    from interp.attention.detectors import known
+    from interp.attention.detectors import known as known_kinds
 
     wanted: Any = kinds if kinds == "all" else [kind.strip() for kind in kinds.split(",")]
     if text is not None:
         known_text(text)
-    known(wanted)
+    known_kinds(wanted)
+    known("split", split, interp.tasks.SPLITS)
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device, dtype)
-    found = interp.attention.heads(bridge, wanted, text, n=n, length=length, seed=seed)
+    found = interp.attention.heads(bridge, wanted, text, n=n, length=length, seed=seed, split=split)
     survey = interp.attention.survey(found, top)
     written = []
     if directory:

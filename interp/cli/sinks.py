@@ -10,7 +10,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known_text, load, out, writable
+from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known, known_text, load, out, writable
 from interp.cli.findings import write_finding
 
 __all__ = ["sinks"]
@@ -27,6 +27,7 @@ def sinks(
     length: Annotated[int, typer.Option(help="Tokens in a stretch of text.")] = 64,
     threshold: Annotated[float, typer.Option(help="Mean attention from which on a position is a head's sink.")] = 0.3,
     seed: Annotated[int, typer.Option(help="Of the choice of texts.")] = 0,
+    split: Annotated[str, typer.Option(help="Of the shipped documents: find, score (the others), or all.")] = "find",
     prefix: Annotated[bool, typer.Option(help="Let what the model wants before a text (BOS) stand first.")] = True,
     directory: Out = None,
     json: Annotated[
@@ -41,11 +42,14 @@ def sinks(
 
     domains = [name.strip() for name in text.split(",")]
     known_text(*domains)
+    known("split", split, [*interp.tasks.SPLITS, "all"])
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device, dtype)
     kinds = {Path(name).stem: name for name in domains}
-    found = interp.attention.survey_sinks(bridge, kinds, n, length, threshold, seed, prefix=prefix)
+    found = interp.attention.survey_sinks(
+        bridge, kinds, n, length, threshold, seed, prefix=prefix, split=None if split == "all" else split
+    )
     written = _write(found, directory) if directory else []
     if json:
         sys.stdout.write(interp.results.to_json(found.heads.scores) + "\n")

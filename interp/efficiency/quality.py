@@ -37,6 +37,10 @@ class Quality(ABC):
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         """The numbers, by name."""
 
+    def about(self) -> dict[str, Any]:
+        """What it is measured on, in JSON's types: a trade-off records it."""
+        return {}
+
 
 class Text(Quality):
     """Plain text: loss, and how far the predictions are from the dense model's.
@@ -90,6 +94,10 @@ class Text(Quality):
             agreement += float((dense.argmax(1) == found.argmax(1)).double().mean())
         return {"loss": loss / self.n, "kl": kl / self.n, "agreement": agreement / self.n}
 
+    def about(self) -> dict[str, Any]:
+        named = ("n", "length", "scored", "piece", "seed", "split")
+        return {"source": in_words(self.source), **{name: getattr(self, name) for name in named}}
+
     def _logprobs(self, model: PreTrainedModel, row: Int[Tensor, " pos"]) -> Float[Tensor, "scored vocab"]:
         decoder, tokens = Decoder(model), row[None]
         first = decoder.feed(tokens[:, : -self.scored])
@@ -142,6 +150,9 @@ class Keys(Quality):
             self.each.append({"recall": recall, "answer_loss": _loss(found, right), "guess_loss": _loss(guess, right)})
         return {name: sum(one[name] for one in self.each) / len(self.each) for name in self.better}
 
+    def about(self) -> dict[str, Any]:
+        return {"keys": self.keys, "length": self.length, "n": self.n, **self.options}
+
     @staticmethod
     def _answer(
         model: PreTrainedModel, parts: Sequence[tuple[int, ...]], right: Int[Tensor, " token"]
@@ -177,6 +188,10 @@ class Tasks(Quality):
     def prepare(self, model: PreTrainedModel) -> None:
         self.tasks = tuple(one if isinstance(one, Task) else task(one, model, **self.options) for one in self.given)
 
+    def about(self) -> dict[str, Any]:
+        made = {one.name: {"n": len(one), "seed": one.seed, "split": one.split} for one in self.tasks}
+        return {one if isinstance(one, str) else one.name: {} for one in self.given} | made
+
     @torch.no_grad()
     def measure(self, model: PreTrainedModel) -> dict[str, float]:
         found, run = {}, _callable(model)
@@ -189,6 +204,11 @@ class Tasks(Quality):
 
 def _loss(logits: Float[Tensor, "token vocab"], right: Int[Tensor, " token"]) -> float:
     return float(torch.nn.functional.cross_entropy(logits, right))
+
+
+def in_words(source: Any) -> str:
+    """A text's name or file, or that it was given as it is."""
+    return str(source) if isinstance(source, str | Path) else "given texts"
 
 
 def _callable(model: PreTrainedModel) -> Any:

@@ -11,7 +11,6 @@ import os
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -23,7 +22,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.method import CONTROLS
 from interp.efficiency.plan import Plan
-from interp.efficiency.quality import Keys, Quality, Text
+from interp.efficiency.quality import Keys, Quality, Text, in_words
 from interp.engine.identity import versions
 from interp.engine.progress import track
 from interp.errors import UsageError
@@ -225,7 +224,8 @@ def tradeoff(
         "fingerprint": about.fingerprint,
         "dtype": str(model.dtype).removeprefix("torch."),
         "device": model.device.type,
-        "cost": {"length": cost.length, "steps": cost.steps, "batch": cost.batch, "source": _words(cost.source)},
+        "cost": {"length": cost.length, "steps": cost.steps, "batch": cost.batch, "source": in_words(cost.source)},
+        "quality": {one.name: one.about() for one in quality},
         "repetitions": repetitions,
         "seed": seed,
         "versions": versions(),
@@ -267,10 +267,6 @@ def _beside(name: str, plan: Plan, method: Any, model: PreTrainedModel, draws: i
 
 def _in_force(row: Row, model: PreTrainedModel) -> Any:
     return nullcontext() if row.plan is None else row.plan.applied(model)
-
-
-def _words(source: Any) -> str:
-    return str(source) if isinstance(source, str | Path) else "given texts"
 
 
 def _seconds_if_real(found: dict[str, float], real: bool) -> dict[str, float]:

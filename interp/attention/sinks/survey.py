@@ -21,6 +21,7 @@ from interp.errors import UsageError
 from interp.results import scores
 from interp.results.findings import MassiveActivations, SinkHeads, SinkPositions
 from interp.tasks.corpora import corpus, sized
+from interp.tasks.splits import half_of_corpus
 from interp.tasks.tokens import Encoder
 
 __all__ = [
@@ -94,6 +95,7 @@ def survey_sinks(
     threshold: float = 0.3,
     seed: int = 0,
     *,
+    split: str | None = "find",
     prefix: bool = True,
     top: int = 1,
 ) -> SinkSurvey:
@@ -107,6 +109,8 @@ def survey_sinks(
             so it falls with the length.
         threshold: the importance above which a key is a sink of a head.
         seed: of the choice of texts.
+        split: of the documents of a shipped corpus, so that what is measured on ``score`` has not been seen; None takes
+            all. Text that is given is not split.
         prefix: let what the model wants before a text (BOS) stand first. Without it an ordinary token does.
         top: for the share of texts in which the first position is among a head's `top` most important keys.
 
@@ -121,7 +125,7 @@ def survey_sinks(
     named, length = named_domains(domains, length, 64)
     if not 1 <= top < length:
         raise UsageError(f"top must be between 1 and {length - 1}, the keys besides one; got {top}")
-    texts = domain_texts(model, named, n, 32, length, seed, prefix)
+    texts = domain_texts(model, named, n, 32, length, seed, prefix, split)
     numbers = {name: len(rows) for name, rows in texts.items()}
     whole = census(model, torch.cat(list(texts.values())))
     settings = {
@@ -129,6 +133,7 @@ def survey_sinks(
         "n": numbers if len(set(numbers.values())) > 1 else next(iter(numbers.values())),
         "length": length,
         "seed": seed,
+        "split": split,
         "prefix": prefix,
         "threshold": threshold,
         "first_token": Encoder(model).decode((int(whole.tokens[0, 0]),))[0] if prefix else "",
@@ -152,6 +157,7 @@ def sink_heads(
     threshold: float = 0.3,
     seed: int = 0,
     *,
+    split: str | None = "find",
     prefix: bool = True,
     top: int = 1,
 ) -> SinkHeads:
@@ -166,7 +172,7 @@ def sink_heads(
         texts, ``domain_error``. ``top`` and ``domain_top``: the share of texts where the first position is among the
         head's most important keys.
     """
-    return survey_sinks(model, domains, n, length, threshold, seed, prefix=prefix, top=top).heads
+    return survey_sinks(model, domains, n, length, threshold, seed, split=split, prefix=prefix, top=top).heads
 
 
 def sink_positions(
@@ -177,6 +183,7 @@ def sink_positions(
     threshold: float = 0.3,
     seed: int = 0,
     *,
+    split: str | None = "find",
     prefix: bool = True,
 ) -> SinkPositions:
     """Which positions are sinks in half of the texts at least, and which tokens become sinks further on.
@@ -195,7 +202,7 @@ def sink_positions(
         attention that these tokens get at their first place; ``value_ratio`` "layer kv_head" and ``resid_ratio``
         "layer", the norm at the first position over the median of the others (value drains, residual peaks).
     """
-    return survey_sinks(model, domains, n, length, threshold, seed, prefix=prefix).positions
+    return survey_sinks(model, domains, n, length, threshold, seed, split=split, prefix=prefix).positions
 
 
 def extreme_tokens(model: Any, tokens: Int[Tensor, "text pos"], threshold: float = 0.3) -> dict[str, xr.DataArray]:
@@ -244,7 +251,14 @@ def named_domains(domains: Domains, length: int | None, tokens: int) -> tuple[di
 
 
 def domain_texts(
-    model: Any, named: Mapping[str, Any], n: int | None, texts: int, length: int, seed: int, prefix: bool = True
+    model: Any,
+    named: Mapping[str, Any],
+    n: int | None,
+    texts: int,
+    length: int,
+    seed: int,
+    prefix: bool = True,
+    split: str | None = None,
 ) -> dict[str, Int[Tensor, "text pos"]]:
     """Token ids of each kind of text, all read before anything is computed, so that an unknown one costs nothing.
 
@@ -252,12 +266,14 @@ def domain_texts(
         model: any bridge.
         named: see `named_domains`.
         n, texts: how many were asked for, or None, and how many are taken of what has no shape.
-        length, seed, prefix: as for `survey_sinks`.
+        length, seed, prefix, split: as for `survey_sinks`.
     """
-    return {
-        str(name): corpus(source, model, sized(source, n, length, texts, length)[0], length, seed, prefix=prefix)
-        for name, source in named.items()
-    }
+    found = {}
+    for name, source in named.items():
+        number, _ = sized(source, n, length, texts, length)
+        half = half_of_corpus(source, split)
+        found[str(name)] = corpus(source, model, number, length, seed, split=half, prefix=prefix)
+    return found
 
 
 def _about(model: Any) -> dict[str, Any]:
