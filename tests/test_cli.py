@@ -119,6 +119,11 @@ def test_models_are_listed_with_size_licence_and_state():
         (["patch", "induction", "--model", "toy-induction", "--mode", "noise"], "noising"),
         (["patch", "induction", "--model", "toy-induction", "-n", "0"], "0"),
         (["patch", "induction", "--model", "toy-induction", "--split", "scored"], "did you mean 'score'"),
+        (
+            ["patch", "induction", "--model", "toy-induction", "--compute", "bfloat16"],
+            "unknown precision to compute in",
+        ),
+        (["patch", "induction", "--model", "toy-induction", "--compute", "float32"], "--compute is for --method"),
         (["patch", "missing.jsonl", "--model", "toy-induction"], "missing.jsonl"),
         (["circuit", "induction", "--model", "toy-induction", "--method", "eap_ig"], "did you mean 'eap-ig'"),
         (["circuit", "induction", "--model", "toy-induction", "--edges", "100000"], "100000"),

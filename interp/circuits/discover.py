@@ -35,6 +35,7 @@ def score_edges(
     ablation: str = "corrupted",
     steps: int | None = None,
     metric: str | None = None,
+    compute: str | None = None,
 ) -> Float[Tensor, "node port"]:
     """What every edge is worth: positive if it pushes towards the clean answer.
 
@@ -46,6 +47,8 @@ def score_edges(
             ``zero`` or ``mean``: minus the effect of taking an edge of the clean run away (noising).
         steps: Of the methods with integrated gradients; by default 5.
         metric: Instead of the task's own.
+        compute: ``float32`` to compute in it with the weights of a model in half precision, as in
+            `interp.patching.attribution`.
 
     Returns:
         Means over the prompts, in the metric's units; rows as `Graph.nodes`, columns as `Graph.ports`, zero where
@@ -60,9 +63,10 @@ def score_edges(
         raise unknown_name("ablation", ablation, ABLATIONS)
     metrics, steps = [metric] if metric else None, steps or METHODS[method].steps
     if ablation == "corrupted":
-        scores = _scored(method, Experiment(model, task, metrics=metrics), None, steps)
+        scores = _scored(method, Experiment(model, task, metrics=metrics, compute=compute), None, steps)
     else:
-        scores = -_scored(method, Experiment(model, task, mode="noising", metrics=metrics), ablation, steps)
+        experiment = Experiment(model, task, mode="noising", metrics=metrics, compute=compute)
+        scores = -_scored(method, experiment, ablation, steps)
     if not scores.any():
         warnings.warn(
             f"all edges score zero: {metrics[0] if metrics else task.measure.name!r} does not depend on what differs "
@@ -96,6 +100,7 @@ def discover(
     steps: int | None = None,
     metric: str | None = None,
     candidates: Circuit | None = None,
+    compute: str | None = None,
 ) -> Circuit:
     """Finds the circuit of a behaviour.
 
@@ -113,6 +118,7 @@ def discover(
         steps: Of integrated gradients.
         metric: Instead of the task's own.
         candidates: With ``acdc``, only this circuit's edges are tried and all others are removed beforehand.
+        compute: As in `score_edges`.
 
     Returns:
         The circuit, with every edge's score and where it comes from.
@@ -136,10 +142,13 @@ def discover(
         "metric": metric or task.measure.name,
     }
     settings["ablation"] = ablation
+    if compute is not None:
+        settings["compute"] = compute
     if method == "acdc":
         if threshold is None:
             raise UsageError("acdc needs a threshold: by how much a removal may change the metric, in its units")
-        experiment = Experiment(model, task, mode="noising", metrics=[metric] if metric else None)
+        metrics = [metric] if metric else None
+        experiment = Experiment(model, task, mode="noising", metrics=metrics, compute=compute)
         if ablation not in ABLATIONS:
             raise unknown_name("ablation", ablation, ABLATIONS)
         experiments = EdgeExperiment(experiment, None if ablation == "corrupted" else ablation)
@@ -150,7 +159,7 @@ def discover(
     else:
         if candidates is not None:
             raise UsageError(f"candidates are for method='acdc', not {method!r}")
-        scores = score_edges(model, task, method, ablation=ablation, steps=steps, metric=metric)
+        scores = score_edges(model, task, method, ablation=ablation, steps=steps, metric=metric, compute=compute)
         if threshold is not None:
             mask, settings["threshold"] = above(scores, graph, threshold), threshold
         elif nodes is not None:

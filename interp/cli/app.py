@@ -24,6 +24,7 @@ from interp.models.cards import PRECISIONS
 
 __all__ = [
     "Accept",
+    "Compute",
     "Device",
     "Dtype",
     "Examples",
@@ -65,6 +66,10 @@ Split = Annotated[
 Accept = Annotated[bool, typer.Option("--accept-license", help="Accept the licence of a model that asks for it.")]
 Device = Annotated[str | None, typer.Option(help="Where to run, as torch names it. Default: an accelerator, if any.")]
 Dtype = Annotated[str, typer.Option(help="Precision of the weights: float32, bfloat16, float16 or float64.")]
+Compute = Annotated[
+    str | None,
+    typer.Option(help="float32, to compute in it with weights in half precision, cast a matrix at a time."),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)]
 
 
@@ -97,6 +102,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 _known_model(kwargs["model"])
             if "dtype" in kwargs:
                 known("precision", kwargs["dtype"], PRECISIONS)
+            known("precision to compute in", kwargs.get("compute"), ("float32",))
             function(*args, **kwargs)
             return
         except UsageError as error:

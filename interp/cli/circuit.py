@@ -11,6 +11,7 @@ from rich.table import Table
 
 from interp.cli.app import (
     Accept,
+    Compute,
     Device,
     Dtype,
     Examples,
@@ -64,6 +65,7 @@ def circuit(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    compute: Compute = None,
 ) -> None:
     """Find the circuit of a behaviour, test it, and write it to --out."""
     import interp
@@ -90,6 +92,7 @@ def circuit(
         search=search,
         ablation=ablation,
         steps=steps,
+        compute=compute,
     )
     evaluation = None
     if evaluate:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from interp.cli.app import (
     Accept,
+    Compute,
     Device,
     Dtype,
     Examples,
@@ -63,6 +64,7 @@ def patch(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    compute: Compute = None,
 ) -> None:
     """Patch every node of one kind; print the strongest, and write scores and heatmaps to --out."""
     import interp
@@ -75,6 +77,8 @@ def patch(
     known("mode", mode, MODES)
     known("source", source, SOURCES)
     methods = _methods(method, against)
+    if compute and (against or methods[0] in ("activation", "atp*")):
+        raise UsageError("--compute is for --method attribution and relevance methods such as relp, by themselves")
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device, dtype)
@@ -83,7 +87,7 @@ def patch(
         _agreement(bridge, behaviour, methods, nodes, by_position, mode, directory, json)
         return
     if methods != ["activation"]:
-        scores = _estimate(bridge, behaviour, methods[0], nodes, by_position, mode, wanted)
+        scores = _estimate(bridge, behaviour, methods[0], nodes, by_position, mode, wanted, compute)
         _report(scores, directory, json)
         return
     checkpoint = directory / ".sweep.safetensors" if directory else None
@@ -149,13 +153,17 @@ def _methods(method: list[str] | None, against: str | None) -> list[str]:
     return chosen
 
 
-def _estimate(bridge: Any, behaviour: Any, method: str, nodes: str, by_position: bool, mode: Any, layers: Any) -> Any:
+def _estimate(
+    bridge: Any, behaviour: Any, method: str, nodes: str, by_position: bool, mode: Any, layers: Any, compute: Any
+) -> Any:
     import interp
 
     if method == "atp*":
         return interp.patching.atp_star(bridge, behaviour, nodes, by_position, mode, layers=layers)
     rules = "gradient" if method == "attribution" else method
-    return interp.patching.attribution(bridge, behaviour, nodes, by_position, mode, rules=rules, layers=layers)
+    return interp.patching.attribution(
+        bridge, behaviour, nodes, by_position, mode, rules=rules, layers=layers, compute=compute
+    )
 
 
 def _agreement(

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.engine.compute import note_slow
 from interp.engine.forward import Visitor, Walk
 from interp.engine.parts import Parts
 from interp.engine.rules import GRADIENT, Rules
@@ -131,6 +132,7 @@ def backward(
     Raises:
         InterpError: A gradient is NaN or infinite; the message names the place where it first appeared.
     """
+    note_slow(parts)
     sites = {*sites, "resid_pre", "final"} if drops else sites
     with gradients():
         given = tokens if embedded is None else embedded

@@ -86,10 +86,11 @@ class Parts:
 
     def unembedded(self, x: Tensor, tokens: Tensor | None = None) -> Tensor:
         """Logits of what the final norm gives."""
-        weight, bias = self.unembed.weight, getattr(self.unembed, "bias", None)
-        if tokens is not None:
-            weight, bias = weight[tokens], None if bias is None else bias[tokens]
-        out = F.linear(x, weight, bias)
+        if tokens is None:
+            out = self.unembed(x)
+        else:
+            bias = getattr(self.unembed, "bias", None)
+            out = F.linear(x, self.unembed.weight[tokens], None if bias is None else bias[tokens])
         return out if self.logit_softcap is None else self.logit_softcap * torch.tanh(out / self.logit_softcap)
 
 

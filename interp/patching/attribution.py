@@ -42,6 +42,7 @@ def attribution(
     positions: Sequence[int] | None = None,
     per_example: bool = False,
     max_memory: int | None = None,
+    compute: Literal["float32"] | None = None,
 ) -> xr.DataArray:
     """An estimate of what `activation` measures, for all nodes from one backward pass.
 
@@ -69,6 +70,8 @@ def attribution(
         positions: Only these positions, with `by_position`.
         per_example: Keep the examples apart, along a dimension ``example``.
         max_memory: Bytes for what a batch of examples keeps for the backward pass.
+        compute: ``float32`` to compute in it with the weights of a model in half precision, each matrix cast for the
+            moment: on a processor without instructions for bfloat16 a backward pass in it takes 50 times as long.
 
     Returns:
         Estimated effects with the dims, labels and attributes of `activation`, and the attributes ``method``,
@@ -91,7 +94,7 @@ def attribution(
     chosen = rule_sets.rules(rules)
     _check_path(chosen, steps, along)
     began = time.perf_counter()
-    plan = Plan(model, task, kinds, by_position, mode, metric, layers, indices, positions, max_memory)
+    plan = Plan(model, task, kinds, by_position, mode, metric, layers, indices, positions, max_memory, compute)
     found = estimates(plan, chosen, steps, along)
     attrs = {
         "method": "attribution" if chosen == rule_sets.GRADIENT else "relevance",

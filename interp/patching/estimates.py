@@ -55,10 +55,13 @@ class Plan:
         indices: Sequence[int] | None = None,
         positions: Sequence[int] | None = None,
         max_memory: int | None = None,
+        compute: str | None = None,
     ) -> None:
         self.kinds, self.by_position, self.several = list(kinds), by_position, not isinstance(metric, str | None)
         metrics = [metric] if isinstance(metric, str) else metric
-        self.experiment = Experiment(model, task, mode=mode, metrics=metrics, max_memory=max_memory, deferred=True)
+        self.experiment = Experiment(
+            model, task, mode=mode, metrics=metrics, max_memory=max_memory, compute=compute, deferred=True
+        )
         self.task, self.parts = self.experiment.task, self.experiment.parts
         self.max_memory = max_memory
         for kind in self.experiment.metrics:

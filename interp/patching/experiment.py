@@ -18,6 +18,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.checking import read_tensors
+from interp.engine.compute import in_compute
 from interp.engine.identity import exactly, identity, versions
 from interp.engine.precision import HALF
 from interp.engine.progress import track
@@ -49,6 +50,7 @@ class Experiment:
         corpus: Token ids "text pos" for ``source="mean"``.
         seed: Of ``source="resampled"``.
         max_memory: Bytes for the rows of a walk.
+        compute: See `interp.engine.compute.in_compute`.
         deferred: The caller runs the prompts itself and hands the logits to `measure`.
 
     Raises:
@@ -67,6 +69,7 @@ class Experiment:
         corpus: Tensor | None = None,
         seed: int = 0,
         max_memory: int | None = None,
+        compute: str | None = None,
         deferred: bool = False,
     ) -> None:
         if mode not in MODES:
@@ -78,7 +81,8 @@ class Experiment:
                 f"mode='denoising' puts clean activations into the corrupted prompts, so source={source!r} has no "
                 f"place in it; use mode='noising', which puts them into the clean prompts"
             )
-        self.parts = verified(model)
+        own = verified(model)
+        self.parts, self.dtype, self.compute = in_compute(own, compute), own.dtype, compute
         self.model, self.mode, self.source = model, mode, source
         self.corpus, self.seed, self.max_memory = corpus, seed, max_memory
         self.task = task.to(self.parts.device)
@@ -242,7 +246,8 @@ class Experiment:
             "seed": self.task.seed,
             "split": self.task.split,
             "model": str(self.model.cfg.model_name),
-            "dtype": str(self.parts.dtype).removeprefix("torch."),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            **({} if self.compute is None else {"compute": self.compute}),
             **({} if self.rounding is None else {"rounding": one_or_each(self.rounding)}),
             "fingerprint": self.fingerprint,
             "versions": versions(),
