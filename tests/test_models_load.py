@@ -42,6 +42,21 @@ def test_bridge_computes_what_the_hugging_face_model_does(directory):
         assert torch.allclose(load(directory, device="cpu")(tokens), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_positions_are_not_rounded_in_half_precision(directory, dtype):
+    from transformers import AutoModelForCausalLM
+
+    plain = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, attn_implementation="eager").eval()
+    model = load(directory, dtype=dtype, device="cpu")
+    assert {weight.dtype for weight in model.parameters()} == {dtype}
+    assert model.original_model.model.rotary_emb.inv_freq.dtype == torch.float32
+    tokens = torch.randint(3, 64, (2, 40), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = plain(tokens).logits
+        assert torch.equal(model.original_model(tokens).logits, expected)
+        assert torch.allclose(model(tokens), expected, atol=0.02 * expected.abs().max())
+
+
 def truncate(path):
     path.write_bytes(path.read_bytes()[:-10])
 

@@ -133,7 +133,8 @@ def _widened_block(block: Block) -> Block:
         part: Any = getattr(block, field.name)
         if not isinstance(part, nn.Module) or not any(p.dtype in HALF for p in part.parameters()):
             continue
-        if not isinstance(getattr(part, "weight", None), Tensor) or part.weight.dim() != 2:
+        weight = getattr(part, "weight", None)
+        if not isinstance(weight, Tensor) or weight.dim() != 2:
             raise UsageError(
                 f"compute='float32' casts matrices, and {field.name} is {type(part).__name__}; load the model with "
                 f"dtype=torch.float32 instead"

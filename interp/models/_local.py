@@ -90,7 +90,9 @@ def boot(model: Any, tokenizer: Any, name: str, device: str | torch.device, dtyp
 
     try:
         with quiet():
-            model = model.to(device=device, dtype=dtype)
+            model = model.to(device)
+            for weight in model.parameters():  # buffers stay in float32: in bfloat16 the rotary frequencies are wrong
+                weight.data = weight.data.to(dtype)
             bridge = TransformerBridge.boot_transformers(
                 name, hf_model=model, tokenizer=tokenizer, device=device, dtype=dtype
             )
