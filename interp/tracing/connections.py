@@ -64,6 +64,7 @@ def connections(
     """
     chosen, parts = basis_of(basis), verified(model)
     chosen.check(parts, identity(model))
+    chosen = chosen.to(parts.device)
     layer, feature = source
     where = None if head is None else parse_head(parts, head)
     end = _target_layer(parts, target)

@@ -96,6 +96,7 @@ def trace(
     named = None if targets is None else parse(encoder, targets, int(model.cfg.d_vocab))
     parts, fingerprint = verified(model), identity(model)
     chosen_basis.check(parts, fingerprint)
+    chosen_basis = chosen_basis.to(parts.device)
 
     run = FrozenRun(parts, torch.tensor(tokens, device=parts.device))
     wanted = salient(encoder, run.logits) if named is None else named

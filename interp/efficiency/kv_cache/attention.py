@@ -180,6 +180,7 @@ def visible(
 
 def _softcapped(query: Tensor, keys: Tensor, values: Tensor, step: Step, mask: Tensor | None) -> Tensor:
     if mask is None and query.shape[2] > 1:
-        mask = visible(0, query.shape[2], step, torch.ones(query.shape[0], 0, dtype=torch.bool), query.device)
+        none = torch.ones(query.shape[0], 0, dtype=torch.bool, device=query.device)
+        mask = visible(0, query.shape[2], step, none, query.device)
     found = probabilities(query, keys, step, mask).to(values.dtype)
     return torch.einsum("bkgqs,bksd->bkgqd", found, values).flatten(1, 2)

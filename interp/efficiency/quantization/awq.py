@@ -66,7 +66,7 @@ class AWQ(QuantMethod):
         best = Choice(scheme, 0.0, output_error(weight, rounded(weight, scheme).decoded(), square))
         for step in range(1, self.steps):
             alpha = step / self.steps
-            s = awq_scales(size, alpha)
+            s = awq_scales(size, alpha).to(weight.device)
             error = output_error(weight, rounded(weight * s, scheme).decoded() / s, square)
             if best.error is None or error < best.error:
                 best = Choice(scheme, alpha, error)

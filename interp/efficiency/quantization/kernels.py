@@ -1,8 +1,9 @@
-"""Torch's packed kernels for small integers on a processor, behind functions that say whether they can be used.
+"""Torch's kernels for small integers, behind functions that say whether they can be used on a device.
 
-Their names begin with an underscore, so torch promises nothing: each is tried once on a small product, and what gives
-another result than plain arithmetic is not used. Activations must be bfloat16: with float32 the packed products run a
-slow scalar path. `torch._int_mm` multiplies integers exactly.
+Their names begin with an underscore, so torch promises nothing: each is tried once a device on a small product, and
+what gives another result than plain arithmetic is not used. Activations must be bfloat16: with float32 the packed
+products run a slow scalar path on a processor. `torch._int_mm` multiplies integers exactly. The kernel for 4 bits has
+an order of its own on each device and is used on processors only; elsewhere 4 bits are turned back into numbers.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import BFloat16, Float, Int8, Int32, UInt8
 from torch import Tensor
 
@@ -30,22 +32,28 @@ __all__ = [
 BLOCK = 64
 """Output channels that are packed together for 4 bits."""
 
+_LEAST = 24
+"""Tokens that `torch._int_mm` gets off the processor at least: above 16, and in eights."""
+
 FEW = {"int8": 12, "int4": 24}
 """Tokens up to which a packed product is faster than turning the weights back into numbers once and multiplying."""
 
 
 @functools.cache
-def available(name: str) -> bool:
-    """Whether a kernel is there and right: ``int8``, ``int4`` or ``int8_both``."""
+def available(name: str, kind: str = "cpu") -> bool:
+    """Whether a kernel is there and right on a kind of device: ``int8``, ``int4`` or ``int8_both``."""
+    device = torch.device("cpu" if kind == "meta" else kind)
+    if name == "int4" and device.type != "cpu":
+        return False
     try:
-        return {"int8": _int8_works, "int4": _int4_works, "int8_both": _both_work}[name]()
-    except (AttributeError, RuntimeError):  # torch has no such operator, or not for this processor
+        return {"int8": _int8_works, "int4": _int4_works, "int8_both": _both_work}[name](device)
+    except (AttributeError, RuntimeError):  # torch has no such operator, or not for this device
         return False
 
 
-def takes(name: str, inputs: int) -> bool:
+def takes(name: str, inputs: int, device: torch.device | str = "cpu") -> bool:
     """Whether a kernel can be used for weights with so many input channels: its loops need a multiple of 32."""
-    return inputs % 32 == 0 and available(name)
+    return inputs % 32 == 0 and available(name, torch.device(device).type)
 
 
 @functools.cache
@@ -78,8 +86,16 @@ def aligned(x: Tensor) -> Tensor:
 
 
 def int8_both_mm(x: Int8[Tensor, "token input"], codes: Int8[Tensor, "output input"]) -> Int32[Tensor, "token output"]:
-    """``x @ codes.T``, exactly."""
-    return _torch()._int_mm(x, codes.t())
+    """``x @ codes.T``, exactly.
+
+    Off the processor the kernel takes more than 16 tokens, and outputs in eights: both are filled up with zeros.
+    """
+    if x.is_cpu:
+        return _torch()._int_mm(x, codes.t())
+    tokens, outputs = len(x), len(codes)
+    x = F.pad(x, (0, 0, 0, max(_LEAST - tokens, -tokens % 8)))
+    codes = F.pad(codes, (0, 0, 0, -outputs % 8)) if outputs % 8 else codes
+    return _torch()._int_mm(x, codes.t())[:tokens, :outputs]
 
 
 def int4_mm(
@@ -93,10 +109,11 @@ def int4_mm(
 
 
 def pack4(codes: UInt8[Tensor, "output input"]) -> UInt8[Tensor, "output half_input"]:
-    """Codes 0 to 15 in the kernel's order; the outputs must be a multiple of `BLOCK`."""
+    """Codes 0 to 15 in the kernel's order; the outputs must be a multiple of `BLOCK`. The processor packs them."""
     if codes.is_meta:
         return codes.new_empty(codes.shape[0], codes.shape[1] // 2)
-    return _torch()._convert_weight_to_int4pack_for_cpu(codes.to(torch.int32).contiguous(), 1)
+    packed = _torch()._convert_weight_to_int4pack_for_cpu(codes.cpu().to(torch.int32).contiguous(), 1)
+    return packed.to(codes.device)
 
 
 def unpack4(packed: UInt8[Tensor, "output half_input"]) -> UInt8[Tensor, "block input row"]:
@@ -135,24 +152,27 @@ def _close(found: Float[Tensor, ...], expected: Float[Tensor, ...]) -> bool:
     return bool((found.float() - expected).abs().max() <= 0.02 * expected.abs().max())
 
 
-def _int8_works() -> bool:
+def _int8_works(device: torch.device) -> bool:
     x, codes = (
-        _random(2, 64, low=-9, high=9, dtype=torch.bfloat16),
-        _random(48, 64, low=-127, high=128, dtype=torch.int8),
+        _random(2, 64, low=-9, high=9, dtype=torch.bfloat16).to(device),
+        _random(48, 64, low=-127, high=128, dtype=torch.int8).to(device),
     )
-    scale = torch.linspace(0.5, 2, 48).bfloat16()
+    scale = torch.linspace(0.5, 2, 48).bfloat16().to(device)
     return _close(int8_mm(x, codes, scale), x.float() @ (codes.float() * scale.float()[:, None]).T)
 
 
-def _both_work() -> bool:
+def _both_work(device: torch.device) -> bool:
     x, codes = (
-        _random(3, 64, low=-127, high=128, dtype=torch.int8),
-        _random(48, 64, low=-127, high=128, dtype=torch.int8),
+        _random(33, 64, low=-127, high=128, dtype=torch.int8),
+        _random(50, 64, low=-127, high=128, dtype=torch.int8),
     )
-    return all(torch.equal(int8_both_mm(x[:n], codes), x[:n].int() @ codes.int().T) for n in (1, 3))
+    there = codes.to(device)
+    return all(
+        torch.equal(int8_both_mm(x[:n].to(device), there).cpu(), x[:n].int() @ codes.int().T) for n in (1, 3, 17, 33)
+    )
 
 
-def _int4_works() -> bool:
+def _int4_works(device: torch.device) -> bool:
     codes = _random(2 * BLOCK, 64, low=0, high=16, dtype=torch.uint8)
     packed = pack4(codes)
     if not torch.equal(unpack4(packed).transpose(1, 2).reshape(2 * BLOCK, 64), codes):

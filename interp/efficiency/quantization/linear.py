@@ -103,11 +103,13 @@ class CodedLinear(nn.Module):
     def product(self, x: Float[Tensor, "*token input"]) -> Float[Tensor, "*token output"]:
         """Without the bias."""
         flat = x.reshape(-1, x.shape[-1])
-        y = self.few(flat.bfloat16()) if flat.is_cpu and len(flat) <= self.most else self.dense(flat)
+        y = self.few(flat.bfloat16()) if self.most and len(flat) <= self.most else self.dense(flat)
         return y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
 
-    most = 0
-    """Tokens up to which there is a kernel that is faster."""
+    @property
+    def most(self) -> int:
+        """Tokens up to which there is a kernel, where the weights are, that is faster; 0 for none."""
+        return 0
 
     def few(self, x: Tensor) -> Tensor:
         """By a kernel, for few tokens in bfloat16, where a format has one; else as for many."""
@@ -126,10 +128,13 @@ class Int8Linear(CodedLinear):
     """8 bits, a scale for each output channel; `torch._weight_int8pack_mm` for few tokens."""
 
     def store(self, made: Codes) -> None:
-        self.most = kernels.FEW["int8"] if kernels.takes("int8", self.in_features) else 0
         self.register_buffer("codes", (made.codes.to(torch.int16) - 128).to(torch.int8))
         self.register_buffer("scale", made.scale)
         self.register_buffer("zero", None)
+
+    @property
+    def most(self) -> int:
+        return kernels.FEW["int8"] if kernels.takes("int8", self.in_features, self.codes.device) else 0
 
     def stored(self) -> Codes:
         return Codes((self.codes.to(torch.int16) + 128).to(torch.uint8), self.scale, None, self.scheme)
@@ -158,7 +163,7 @@ class Int8BothLinear(Int8Linear):
         kept, left_out = (None, None) if self.kept is None else self.kept.rows(x)
         scale = self.input_scale(flat, x, left_out)
         codes = (flat / scale).round_().clamp_(-127, 127).to(torch.int8)
-        if x.is_cpu and kernels.takes("int8_both", self.in_features):
+        if kernels.takes("int8_both", self.in_features, x.device):
             sums = kernels.int8_both_mm(codes, self.codes)
         else:
             sums = codes.double() @ self.codes.double().T
@@ -180,9 +185,12 @@ class Int8BothLinear(Int8Linear):
 class Int4Linear(CodedLinear):
     """4 bits in groups along the inputs; `torch._weight_int4pack_mm_for_cpu` for few tokens."""
 
-    most = kernels.FEW["int4"]  # there is none of these without its kernel
     packed: Tensor
     scales: Tensor
+
+    @property
+    def most(self) -> int:
+        return kernels.FEW["int4"] if self.packed.is_cpu else 0  # there is none of these without its kernel
 
     def store(self, made: Codes) -> None:
         assert made.zero is not None
@@ -251,11 +259,11 @@ class CodedEmbedding(nn.Module):
         return found if self.multiplier is None else found * torch.tensor(self.multiplier, dtype=dtype)
 
 
-def has_kernel(scheme: Scheme, inputs: int) -> bool:
-    """Whether a layer of this scheme runs on a kernel of the processor."""
-    made = _class_of(scheme, inputs)
+def has_kernel(scheme: Scheme, inputs: int, device: torch.device | str = "cpu") -> bool:
+    """Whether a layer of this scheme runs on a kernel of the device."""
+    made = _class_of(scheme, inputs, device)
     return made is Int4Linear or (
-        made is not CodedLinear and kernels.takes("int8_both" if made is Int8BothLinear else "int8", inputs)
+        made is not CodedLinear and kernels.takes("int8_both" if made is Int8BothLinear else "int8", inputs, device)
     )
 
 
@@ -267,15 +275,15 @@ def coded_linear(made: Codes, *others: Any) -> CodedLinear:
         *others: As `CodedLinear` takes them.
     """
     inputs = made.codes.shape[0 if made.scheme.axis == "output" else 1]
-    return _class_of(made.scheme, inputs)(made, *others)
+    return _class_of(made.scheme, inputs, made.codes.device)(made, *others)
 
 
-def _class_of(scheme: Scheme, inputs: int) -> type[CodedLinear]:
+def _class_of(scheme: Scheme, inputs: int, device: torch.device | str) -> type[CodedLinear]:
     if scheme.format == "symmetric" and scheme.bits == 8 and scheme.group is None and scheme.axis == "input":
         return Int8Linear if scheme.activations is None else Int8BothLinear
     whole = scheme.group or inputs
     packs = scheme.format == "affine" and scheme.bits == 4 and scheme.axis == "input" and whole in (32, 64, 128, 256)
-    return Int4Linear if packs and kernels.takes("int4", inputs) else CodedLinear
+    return Int4Linear if packs and kernels.takes("int4", inputs, device) else CodedLinear
 
 
 def _halved(codes: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def output_error(
     ``sum (W' - W)^2 E[x^2] / sum W^2 E[x^2]``: what is expected of ``|W'x - Wx|^2`` if errors of different input
     channels are independent, as rounding errors nearly are.
     """
-    by = 1.0 if square is None else square
+    by = 1.0 if square is None else square.to(weight.device)
     return float(((found - weight) ** 2 * by).sum() / (weight**2 * by).sum().clamp(min=1e-30))
 
 

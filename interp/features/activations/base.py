@@ -38,10 +38,11 @@ class Activations(ABC):
     Args:
         manifest: the model and its fingerprint, the places, the corpus and the settings, of JSON's types.
         sizes: how many activations each shard holds.
+        device: where batches lie unless they are asked for elsewhere: where the model is.
     """
 
-    def __init__(self, manifest: Mapping[str, Any], sizes: Sequence[int]) -> None:
-        self.manifest, self.sizes = manifest, list(sizes)
+    def __init__(self, manifest: Mapping[str, Any], sizes: Sequence[int], device: torch.device | str = "cpu") -> None:
+        self.manifest, self.sizes, self.device = manifest, list(sizes), torch.device(device)
         self._first = torch.tensor([0, *accumulate(self.sizes)])
         self._totals: dict[str, tuple[Tensor, float, int]] = {}
 
@@ -82,7 +83,7 @@ class Activations(ABC):
         shuffle: bool = True,
         mixed: int = 8,
         dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
     ) -> Batches:
         """Batches in a shuffled order, see `interp.features.activations.batches`; the same call gives the same ones.
 
@@ -95,7 +96,8 @@ class Activations(ABC):
             shuffle: or give them in the order in which they were harvested.
             mixed: how many shards are mixed, and in memory, together.
             dtype: of the batches.
-            device: where the batches lie.
+            device: where the batches lie; None for where the model is that was harvested, or with which the store was
+                opened.
 
         Returns:
             An iterator with `state`, `restore`, and `index`, which says which activations the last batch holds.
@@ -116,7 +118,7 @@ class Activations(ABC):
             shuffle=shuffle,
             mixed=mixed,
             dtype=dtype,
-            device=device,
+            device=self.device if device is None else device,
             about={**about, "model": self.manifest["fingerprint"]},
         )
 
@@ -216,4 +218,4 @@ class Activations(ABC):
 def totals(x: Float[Tensor, "n width"]) -> tuple[Float64[Tensor, " width"], float]:
     """The sum of activations, and the sum of their norms."""
     norms = torch.linalg.vector_norm(x, dim=1, dtype=torch.float32)
-    return x.sum(0, dtype=torch.float64), float(norms.sum(dtype=torch.float64))
+    return x.sum(0, dtype=torch.float64).cpu(), float(norms.sum(dtype=torch.float64))

@@ -71,7 +71,7 @@ class Batches(Iterator[Any]):
             raise UsageError(f"batch_size, epochs and mixed must be 1 at least, got {batch_size}, {epochs} and {mixed}")
         self.shards, self.batch_size, self.places, self.single = shards, batch_size, tuple(places), single
         self.seed, self.epochs, self.shuffle, self.mixed = seed, epochs, shuffle, mixed
-        self.dtype, self.device = dtype, device
+        self.dtype, self.device = dtype, torch.device(device)
         self._settings = {
             **(about or {}),
             "batch_size": batch_size,
@@ -103,11 +103,11 @@ class Batches(Iterator[Any]):
         while missing:
             start = self._enter(given)
             chosen = self._order[start : start + missing]
-            pieces.append({name: held[chosen] for name, held in self._held.items()})
+            pieces.append({name: self._rows(held, chosen) for name, held in self._held.items()})
             index.append(self._at[chosen])
             given, missing = given + len(chosen), missing - len(chosen)
         self.given, self.index = given, torch.cat(index)
-        batch = {name: torch.cat([p[name] for p in pieces]).to(self.device, self.dtype) for name in self.places}
+        batch = {name: torch.cat([p[name] for p in pieces]).to(self.dtype) for name in self.places}
         return batch[self.places[0]] if self.single else batch
 
     def sign(self, dictionary: Any) -> None:
@@ -143,6 +143,16 @@ class Batches(Iterator[Any]):
             self._group = (epoch, group)
         return start
 
+    def _rows(self, held: Float[Tensor, "n width"], chosen: Int[Tensor, " some"]) -> Float[Tensor, "some width"]:
+        """Some activations, gathered where they are held and then moved, without waiting where memory can be pinned."""
+        out = torch.empty(
+            len(chosen), *held.shape[1:], dtype=held.dtype, device=held.device, pin_memory=self._pinned(held)
+        )
+        return torch.index_select(held, 0, chosen.to(held.device), out=out).to(self.device, non_blocking=True)
+
+    def _pinned(self, held: Tensor) -> bool:
+        return held.is_cpu and self.device.type != "cpu" and torch.accelerator.is_available()
+
     def _size(self, members: Sequence[int]) -> int:
         return sum(self.shards.sizes[number] for number in members)
 
@@ -156,7 +166,7 @@ class Batches(Iterator[Any]):
         for number in members:
             for name, x in self.shards.load(number, self.places).items():
                 if name not in self._held:
-                    self._held[name] = torch.empty(total, *x.shape[1:], dtype=x.dtype)
+                    self._held[name] = torch.empty(total, *x.shape[1:], dtype=x.dtype, device=x.device)
                 self._held[name][at : at + len(x)] = x
             at += self.shards.sizes[number]
         self._at = torch.cat([torch.arange(self._first[i], self._first[i + 1]) for i in members])

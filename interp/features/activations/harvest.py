@@ -125,7 +125,11 @@ def harvest(
     manifest["error"] = _error(one_pass, shards)
     sizes = [int(rows.kept[part.start : part.stop].sum()) for part in shards]
     return ActivationStream(
-        manifest, sizes, lambda number: one_pass.shard(shards[number]), lambda number: rows.layout(shards[number])
+        manifest,
+        sizes,
+        lambda number: one_pass.shard(shards[number], parts.device),
+        lambda number: rows.layout(shards[number]),
+        parts.device,
     )
 
 
@@ -154,7 +158,9 @@ def _to_disk(
                 manifest["scale"] = _scales(manifest, done)
                 files.write_manifest(folder, manifest, done)
                 advance(done[number].tokens)
-    return ActivationStore.open(folder)
+    store = ActivationStore.open(folder)
+    store.device = parts.device
+    return store
 
 
 def _written(one_pass: Pass, rows: range, folder: Path, number: int) -> files.Shard:

@@ -73,25 +73,25 @@ class Pass:
             batches[-1].append(row)
         return batches
 
-    def shard(self, rows: range) -> dict[str, Float[Tensor, "n width"]]:
-        """The kept activations of many rows, in the order of the rows, by place."""
+    def shard(self, rows: range, device: torch.device | str = "cpu") -> dict[str, Float[Tensor, "n width"]]:
+        """The kept activations of many rows, in the order of the rows, by place, on a device."""
         kept = self.rows.kept[rows.start : rows.stop]
-        begins = dict(zip(rows, (np.cumsum(kept) - kept).tolist(), strict=True))
+        begins = np.cumsum(kept) - kept
         out = {
-            str(place): torch.empty(int(kept.sum()), place.width(self.parts.graph), dtype=self.dtype)
+            str(place): torch.empty(int(kept.sum()), place.width(self.parts.graph), dtype=self.dtype, device=device)
             for place in self.places
         }
         with self._precision():  # around all batches, so that the weights are rounded once
             for batch in self.batches(rows):
-                counts = self.rows.kept[batch].tolist()
+                places = [np.arange(kept[row - rows.start]) + begins[row - rows.start] for row in batch]
+                where = torch.from_numpy(np.concatenate(places)).to(device)
                 for place, x in self.run(batch).items():
-                    for row, piece in zip(batch, x.split(counts), strict=True):
-                        out[place][begins[row] : begins[row] + len(piece)] = piece
+                    out[place].index_copy_(0, where, x.to(device))
         return out
 
     @torch.no_grad()
     def run(self, batch: Sequence[int]) -> dict[str, Float[Tensor, "n width"]]:
-        """The kept activations of some rows, row after row, by place.
+        """The kept activations of some rows, row after row, by place, on the model's device.
 
         Raises:
             InterpError: an activation that is not finite.
@@ -176,7 +176,7 @@ class _Reader(Visitor):
             return x
         with torch.autocast(x.device.type, enabled=False):
             seen = self.parts.blocks[layer].ln2(x) if place.site == MLP_IN else x
-        self.read[str(place)] = seen.flatten(2)[self.mask].to("cpu", self.dtype)
+        self.read[str(place)] = seen.flatten(2)[self.mask].to(self.dtype)
         if len(self.read) == len(self.wanted):
             raise _AllRead
         return x

@@ -22,8 +22,14 @@ __all__ = ["ActivationStore", "ActivationStream"]
 class ActivationStore(Activations):
     """Activations on disk. Open one with `ActivationStore.open`; `interp.features.harvest` makes it."""
 
-    def __init__(self, folder: Path, manifest: Mapping[str, Any], shards: Sequence[files.Shard]) -> None:
-        super().__init__(manifest, [shard.tokens for shard in shards])
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Mapping[str, Any],
+        shards: Sequence[files.Shard],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(manifest, [shard.tokens for shard in shards], device)
         self.folder, self.shards = folder, list(shards)
         self._sound: set[int] = set()
 
@@ -41,7 +47,7 @@ class ActivationStore(Activations):
 
         Args:
             directory: its folder.
-            model: the model (or its fingerprint) that the activations are to be used with.
+            model: the model (or its fingerprint) that the activations are to be used with; batches lie where it is.
             any_model: take them although they are another model's.
             skip_corrupted: read all shards through now and leave out those that are damaged, with a warning that names
                 them. Otherwise each is checked when it is first read.
@@ -68,7 +74,8 @@ class ActivationStore(Activations):
             shards = [shard for shard in shards if not files.damage(folder, shard, places, whole=True)]
         if not shards:
             raise InterpError(f"{folder} holds no shard that can be read; harvest again")
-        return cls(folder, manifest, shards)
+        weight = next(model.parameters(), None) if hasattr(model, "parameters") else None
+        return cls(folder, manifest, shards, "cpu" if weight is None else weight.device)
 
     def load(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:
         shard = self.shards[number]
@@ -94,6 +101,7 @@ class ActivationStream(Activations):
         sizes: how many activations each part of the text gives.
         make: gives the activations of one part at all places.
         layout: gives one part's tokens, see `interp.features.activations.rows.Rows.layout`.
+        device: where the model is.
     """
 
     def __init__(
@@ -102,8 +110,9 @@ class ActivationStream(Activations):
         sizes: Sequence[int],
         make: Callable[[int], dict[str, Tensor]],
         layout: Callable[[int], dict[str, Tensor]],
+        device: torch.device | str = "cpu",
     ) -> None:
-        super().__init__(manifest, sizes)
+        super().__init__(manifest, sizes, device)
         self._make, self._layout = make, layout
 
     def load(self, number: int, names: Sequence[str]) -> dict[str, Tensor]:

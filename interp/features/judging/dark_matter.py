@@ -23,7 +23,7 @@ from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.features.judging.baselines import Moments, beside
 from interp.features.judging.judge import compared, fitted, halves
-from interp.features.judging.splice import CleanRun, counted, places, rebuilt
+from interp.features.judging.splice import CleanRun, counted, placed, places, rebuilt
 from interp.features.overlap import overlap
 from interp.results import scores
 
@@ -122,6 +122,7 @@ def dark_matter(
     """
     parts = verified(model)
     reads, writes = places(dictionary, parts.graph)
+    dictionary = placed(dictionary, parts.device)
     tokens, begin = halves(source, model, n, length, seed, fit_share)
     counts = counted(tokens, model, skip, special)
     seen = overlap(dictionary, tokens[begin:])

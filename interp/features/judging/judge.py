@@ -20,7 +20,7 @@ from interp.errors import UsageError
 from interp.features.judging.baselines import BASELINES, Constant, Moments, beside
 from interp.features.judging.measures import Tally
 from interp.features.judging.report import METHODS, METRICS, Report
-from interp.features.judging.splice import CleanRun, counted, encode, places
+from interp.features.judging.splice import CleanRun, counted, encode, placed, places
 from interp.features.overlap import overlap
 from interp.results import scores
 from interp.tasks import CORPORA, corpus, documents, sized
@@ -87,6 +87,7 @@ def judge(
     reads, writes = places(dictionary, parts.graph)
     if hasattr(dictionary, "check_model"):
         dictionary.check_model(identity(model))
+    dictionary = placed(dictionary, parts.device)
     tokens, begin = halves(source, model, n, length, seed, fit_share)
     valid, counts = counted(tokens, model, 0, special), counted(tokens, model, skip, special)
     seen = overlap(dictionary, tokens[begin:])

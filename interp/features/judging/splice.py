@@ -7,6 +7,7 @@ without the dictionary, exactly.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,6 +28,7 @@ __all__ = [
     "counted",
     "decode",
     "encode",
+    "placed",
     "places",
     "rebuilt",
     "scale_out",
@@ -74,6 +76,12 @@ def counted(tokens: Int[Tensor, "text pos"], model: Any, skip: int = 0, special:
     if not found[:, :-1].any():
         raise UsageError("no position counts: the texts are made of special tokens only")
     return found
+
+
+def placed(dictionary: Any, device: torch.device) -> Any:
+    """A dictionary on a device: itself if it is there, or no module; else a copy."""
+    weight = next(dictionary.parameters(), None) if isinstance(dictionary, torch.nn.Module) else None
+    return dictionary if weight is None or weight.device == device else copy.deepcopy(dictionary).to(device)
 
 
 def encode(dictionary: Any, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:

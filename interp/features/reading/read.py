@@ -22,7 +22,7 @@ from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.features.activations.base import Activations
 from interp.features.activations.rows import LAYOUT
-from interp.features.judging.splice import encode, places, scale_out
+from interp.features.judging.splice import encode, placed, places, scale_out
 from interp.features.place import Place
 from interp.features.reading.passes import BINS, Pass, Piece
 from interp.features.reading.readings import FeatureReadings
@@ -87,6 +87,7 @@ def read_features(
     store.check(reads, reads.width(parts.graph))
     if store.manifest["fingerprint"] != identity(model):
         raise UsageError(f"the activations are of another model, {store.manifest['model']}; harvest them with this one")
+    dictionary = placed(dictionary, parts.device)
     d_sae = len(dictionary.W_dec)
     chosen = _chosen(features, d_sae)
     sizes = {"k": k, "quantiles": quantiles, "samples": samples}

@@ -116,7 +116,7 @@ def finetune(
     with _frozen(model):
         return train(
             dictionary,
-            Texts(tokens, batch, seed, described(source)),
+            Texts(tokens.to(objective.parts.device), batch, seed, described(source)),
             steps,
             settings=settings,
             directory=directory,
@@ -138,6 +138,7 @@ class Texts(Iterator[Any]):
 
     def __init__(self, tokens: Int[Tensor, "text pos"], batch: int, seed: int = 0, source: str = "token ids") -> None:
         self.tokens, self.batch, self.seed, self.source, self.given = tokens, batch, seed, source, 0
+        self.device = tokens.device
         self._about = {
             "texts": hashlib.sha256(tokens.cpu().numpy().tobytes()).hexdigest(),
             "batch": batch,

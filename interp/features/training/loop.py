@@ -44,7 +44,7 @@ def train(
     """Trains a dictionary, in place.
 
     Args:
-        dictionary: What to train.
+        dictionary: What to train. It is moved to the batches' ``device``, where they have one: that of the model.
         batches: Activations, batch by batch: tensors "batch d", pairs (read, to be written), triples with the loss's
             gradient, or mappings from places to tensors (of dictionaries of several places the tensors have the
             activations side by side). If it has ``state()`` and ``restore(state)``, a resumed run

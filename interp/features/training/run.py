@@ -63,7 +63,9 @@ class Run:
         report: Callable[[dict[str, Any]], None] | None,
         objective: Objective | None = None,
     ) -> None:
-        self.dictionary, self.batches, self.settings = dictionary, batches, settings
+        place = getattr(batches, "device", None)
+        self.dictionary = dictionary if place is None else dictionary.to(place)
+        self.batches, self.settings = batches, settings
         self.objective = Reconstruction(dictionary) if objective is None else objective
         self.directory, self.report = directory, report
         self.optimizer = _adam(dictionary, settings)

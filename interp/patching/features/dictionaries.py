@@ -98,10 +98,10 @@ class Standing:
 
     def __init__(self, name: str, dictionary: Any, parts: Parts) -> None:
         # Dictionaries belong to interp.features, which is not loaded for those who patch without any.
-        from interp.features.judging.splice import places, scale_out
+        from interp.features.judging.splice import placed, places, scale_out
         from interp.features.place import MLP_IN
 
-        self.name, self.dictionary, self.parts = name, dictionary, parts
+        self.name, self.dictionary, self.parts = name, placed(dictionary, parts.device), parts
         self.reads, self.writes = places(dictionary, parts.graph)
         self.normed = self.reads.site == MLP_IN
         self.read_at = ("mlp_port" if self.normed else self.reads.site, self.reads.layer)

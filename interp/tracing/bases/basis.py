@@ -155,6 +155,10 @@ class Basis(ABC):
     def about(self) -> dict[str, Any]:
         """What the graph's file says about the basis, of JSON's types; equal for equal bases."""
 
+    def to(self, device: torch.device) -> Basis:
+        """The basis with its tensors on a device; itself if they are there."""
+        return self
+
     # From the weights alone, for input-invariant connections
 
     @abstractmethod

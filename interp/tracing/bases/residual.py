@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.engine.parts import Parts
 from interp.errors import UsageError
-from interp.features.judging.splice import scale_out
+from interp.features.judging.splice import placed, scale_out
 from interp.features.place import Place as Where
 from interp.tracing.bases.basis import Basis, Place, Replaced, Stated
 from interp.tracing.bases.features import Coder, LayerOfFeatures, check_models, digest
@@ -53,6 +54,11 @@ class Residual(Basis):
                     f"the stream behind that layer reads and writes resid_post.{layer}"
                 )
         self._digest = digest(*self.dictionaries.values())
+
+    def to(self, device: torch.device) -> Residual:
+        moved = {layer: placed(dictionary, device) for layer, dictionary in self.dictionaries.items()}
+        there = all(moved[layer] is dictionary for layer, dictionary in self.dictionaries.items())
+        return self if there else Residual(moved, self.labels)
 
     def check(self, parts: Parts, fingerprint: str) -> None:
         check_models(self.dictionaries.values(), fingerprint)

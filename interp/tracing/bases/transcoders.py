@@ -6,12 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from interp.engine.parts import Parts
 from interp.errors import UsageError, unknown_name
-from interp.features.judging.splice import scale_out
+from interp.features.judging.splice import placed, scale_out
 from interp.features.place import MLP_IN
 from interp.features.place import Place as Where
 from interp.tracing.bases.basis import Basis, Carried, Place, Replaced, Stated
@@ -86,6 +87,13 @@ class Transcoders(Basis):
     def layers(self) -> set[int]:
         """The layers whose MLPs are replaced."""
         return set(self.constants)
+
+    def to(self, device: torch.device) -> Transcoders:
+        moved = [placed(dictionary, device) for dictionary in self.trained]
+        if all(one is other for one, other in zip(moved, self.trained, strict=True)):
+            return self
+        by_layer = None if self.dictionaries is None else dict(zip(self.dictionaries, moved, strict=True))
+        return Transcoders(moved[0] if by_layer is None else by_layer, self.others, self.labels)
 
     def check(self, parts: Parts, fingerprint: str) -> None:
         check_models(self.trained, fingerprint)
