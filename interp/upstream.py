@@ -32,10 +32,13 @@ __all__ = [
     "arguments",
     "attend_with",
     "attending",
+    "attention_of",
     "cache_of",
     "cached",
     "implementation",
     "is_compiled",
+    "key_value_heads",
+    "layer_of",
     "own_attention",
     "prefer_fused",
     "real_tokens",
@@ -45,6 +48,7 @@ __all__ = [
     "take_cache",
     "takes_function",
     "tokens_in",
+    "turning",
     "wants_cache",
 ]
 
@@ -163,6 +167,34 @@ WRAPPER = "_original_component."
 # Positions
 
 
+def turning(attention: nn.Module) -> str | None:
+    """Which channels of queries and keys a layer's rotary embedding turns together, as its own module's code does it.
+
+    Returns:
+        ``halves``, those half of them apart, or ``adjacent``, neighbours; none where the layer turns nothing.
+    """
+    if not getattr(attention, "use_rope", 1):  # SmolLM3
+        return None
+    if type(attention).__name__ == "Cohere2Attention" and getattr(attention, "sliding_window", None) is None:
+        return None
+    code = vars(sys.modules[type(attention).__module__])
+    turn = code.get("rotate_half") or code.get("rotate_every_two")
+    if turn is None:
+        return "halves"
+    return "adjacent" if turn(torch.arange(4.0).reshape(1, 1, 1, 4)).flatten()[0] == -1 else "halves"
+
+
+def layer_of(attention: nn.Module) -> int | None:
+    """The number that an attention module has in the cache, which GPT-Neo calls otherwise."""
+    return vars(attention).get("layer_idx", vars(attention).get("layer_id"))
+
+
+def attention_of(model: nn.Module, at: int) -> nn.Module | None:
+    """The attention of a model's layer, by its number among those that are left."""
+    found = (module for module in model.modules() if layer_of(module) == at)
+    return next((module for module in found if "Attention" in type(module).__name__), None)
+
+
 def sines(model: Any, attention: Any) -> Float[Tensor, "pos twice"] | None:
     """GPT-J's table of sines and, behind them, cosines: of the whole model from 5.10 on, of each layer before."""
     owner = getattr(getattr(model, "transformer", None), "rotary_emb", attention)
@@ -210,6 +242,16 @@ def scoring(query: Tensor, options: Mapping[str, Any], what: str) -> Scoring:
     return Scoring(
         query.shape[-1] ** -0.5 if scaling is None else scaling, options.get("softcap"), options.get("sliding_window")
     )
+
+
+def key_value_heads(config: Any) -> int:
+    """How many key-value heads a layer has, as its configuration says; Falcon and GPTBigCode say it in other ways."""
+    heads = int(config.num_attention_heads)
+    if getattr(config, "new_decoder_architecture", False):
+        return int(config.num_kv_heads)
+    if getattr(config, "multi_query", False):
+        return 1
+    return int(getattr(config, "num_key_value_heads", None) or heads)
 
 
 def takes_function(model: PreTrainedModel, what: str) -> None:

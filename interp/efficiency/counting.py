@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from interp.efficiency.deployment import deployment
 from interp.efficiency.ledger import Amount, Ledger
 from interp.efficiency.plan import Undo
+from interp.upstream import key_value_heads, layer_of
 
 __all__ = ["Count", "count", "own_windows", "shape_ledger", "without_weights"]
 
@@ -46,9 +47,9 @@ def count(model: PreTrainedModel, length: int = 1) -> Count:
     """
     config, record = model.config.get_text_config(), deployment(model)
     heads = config.num_attention_heads
-    shared = heads // (getattr(config, "num_key_value_heads", None) or heads)
+    shared = heads // key_value_heads(config)
     width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    cut = {vars(m)["layer_idx"]: len(m.kept_heads) for m in model.modules() if "kept_heads" in vars(m)}  # type: ignore[arg-type]
+    cut = {layer_of(m): len(m.kept_heads) for m in model.modules() if "kept_heads" in vars(m)}  # type: ignore[arg-type]
     entries, pairs, reaches, empty = 0, 0.0, 0.0, 0
     for place, (groups, window) in enumerate(zip(record.groups, own_windows(model), strict=True)):
         reach, left = min(window or length, length), cut.get(place, len(groups) * shared) if groups else 0

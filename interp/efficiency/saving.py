@@ -22,6 +22,7 @@ from interp.errors import InterpError, UsageError, reason
 from interp.models._sizes import at_most, check_layers, check_numbers
 from interp.results.files import write_text
 from interp.results.folders import settle, together
+from interp.upstream import key_value_heads
 
 __all__ = ["load", "save"]
 
@@ -125,7 +126,7 @@ def causal_models() -> set[str]:
 def _whole(record: dict[str, Any], model: PreTrainedModel, path: Path) -> Deployment:
     """Where the model came from, before any plan; a config that is saved says how many blocks are left."""
     config = model.config.get_text_config()
-    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    kv_heads = key_value_heads(config)
     layers = checked(record, "layers", list[int], path)
     if len(layers) != config.num_hidden_layers:
         raise damaged(path, f"it has {len(layers)} layers, and config.json {config.num_hidden_layers}")

@@ -14,9 +14,10 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.engine.norms import NOTHING, Norm, factor, head_norm_of, norm_of, times
-from interp.engine.rotary import rotary_of, turning_of
+from interp.engine.rotary import rotary_of
 from interp.errors import UsageError
 from interp.graph import Graph
+from interp.upstream import turning
 
 __all__ = ["Block", "Norm", "Parts", "parts_of"]
 
@@ -167,7 +168,7 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
         softcap=getattr(original, "attn_logit_softcapping", None),
         window=graph.windows[layer],
         rotary=kinds[layer] if by_kind and kinds is not None else None,
-        turning=turning_of(model, original, rotary),
+        turning=None if rotary is None else turning(original),
         gate=mlp.gate.original_component if graph.gated_mlp else None,
         up=getattr(mlp, "in").original_component,
         down=mlp.out.original_component,

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from interp.upstream import sines
 
-__all__ = ["SineTable", "rotary_of", "turning_of"]
+__all__ = ["SineTable", "rotary_of"]
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,3 @@ def rotary_of(model: Any) -> Any:
         return model.rotary_emb.original_component
     table = sines(model.original_model, model.blocks[0].attn.original_component)
     return None if table is None else SineTable(table)
-
-
-def turning_of(model: Any, attention: Any, rotary: Any) -> str | None:
-    """Which channels are turned together; None on layers without rotation (SmolLM3, Cohere 2)."""
-    if rotary is None or not getattr(attention, "use_rope", 1):
-        return None
-    if type(attention).__name__ == "Cohere2Attention" and attention.sliding_window is None:
-        return None
-    interleaved = getattr(model.cfg, "rotary_interleaved_cos_sin", False) or isinstance(rotary, SineTable)
-    return "adjacent" if interleaved else "halves"

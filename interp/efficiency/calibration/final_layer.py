@@ -18,7 +18,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.kv_cache.geometry import deployed
 from interp.efficiency.ledger import Ledger
 from interp.efficiency.plan import Plan, Undo
-from interp.efficiency.pruning.anatomy import anatomy, attention_name
+from interp.efficiency.pruning.anatomy import anatomy, attention_place
 from interp.errors import UsageError, unknown_name
 
 __all__ = ["FinalLayer", "FinalLayerPlan"]
@@ -134,7 +134,7 @@ def _writer(block: Any, part: str) -> torch.nn.Module:
     """The module whose output is added to the residual stream: behind a norm of it, where there is one."""
     behind = hasattr(block, "post_feedforward_layernorm")
     if part == "attention":
-        name = "post_attention_layernorm" if behind else attention_name(block)
+        name = "post_attention_layernorm" if behind else attention_place(block)[1]
     else:
         name = "post_feedforward_layernorm" if behind else "mlp"
     if not hasattr(block, name):

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from interp.efficiency.counting import own_windows
 from interp.efficiency.deployment import deploy, deployment
 from interp.errors import UsageError
-from interp.upstream import takes_function
+from interp.upstream import key_value_heads, takes_function
 
 __all__ = ["Geometry", "deployed", "geometry"]
 
@@ -78,13 +78,12 @@ def geometry(model: PreTrainedModel) -> Geometry:
         raise UsageError(f"{name} has layers of kind {unknown[0]!r}, which keep something else than keys and values")
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kv_heads = getattr(config, "num_key_value_heads", None) or heads
     return Geometry(
         layers=tuple(found.layers),
         groups=tuple(map(tuple, found.groups)),
         own_windows=tuple(own_windows(model)),
         head_dim=head_dim,
-        query_heads=heads // kv_heads,
+        query_heads=heads // key_value_heads(config),
         itemsize=model.dtype.itemsize,
         context=config.max_position_embeddings,
     )

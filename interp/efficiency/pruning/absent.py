@@ -39,7 +39,7 @@ class NoAttention(NoMLP):
         bias: That bias.
     """
 
-    def __init__(self, layer_idx: int, bias: Tensor | None = None) -> None:
+    def __init__(self, layer_idx: int | None, bias: Tensor | None = None) -> None:
         super().__init__(bias)
         self.layer_idx = layer_idx
 

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from interp.efficiency.deployment import deployment
 from interp.efficiency.pruning.absent import NoAttention, NoMLP
 from interp.errors import UsageError
+from interp.upstream import key_value_heads
 
 __all__ = ["MLP", "Anatomy", "Attention", "Cut", "anatomy"]
 
-_OUTPUTS = ("o_proj", "c_proj", "dense")
+_OUTPUTS = ("o_proj", "c_proj", "dense", "out_proj")
+_NORMS = (("q_norm", False), ("k_norm", True))
 _MLPS = (
     ("gate_proj", "up_proj", "down_proj"),
     ("gate_up_proj", "down_proj"),
@@ -27,6 +29,13 @@ _MLPS = (
     ("fc1", "fc2"),
 )
 """Names say in which order a map holds things; whether it holds what they say, its shape does."""
+
+
+_FUSED = ("qkv_proj", "c_attn", "query_key_value")
+_BY_HEAD = ("GPTNeoXAttention", "FalconAttention", "GPTBigCodeAttention")
+"""Whose fused maps hold a head's query, key and value together, unless heads share keys and values."""
+_NORMS_APART = (("q_layernorm", False), ("k_layernorm", True))
+"""Lists with a norm for each head, or each key-value head (StableLM)."""
 
 
 @dataclass(frozen=True)
@@ -107,27 +116,49 @@ class Attention:
         if all(_has(part, name) for name in ("q_proj", "k_proj", "v_proj")):
             rows = [(Cut(part.q_proj, "out", self._channels(of)), False)]
             rows += [(Cut(getattr(part, name), "out", self._channels(groups)), True) for name in ("k_proj", "v_proj")]
-        elif _has(part, "c_attn"):
-            wide = len(self.heads) * self.head_dim
-            rows = [(Cut(part.c_attn, "out", self._channels(of) + wide * torch.arange(3)[:, None]), False)]
-        elif _has(part, "query_key_value"):
-            # the query, key and value of a head stand next to each other
-            rows = [(Cut(part.query_key_value, "out", self._channels(of, 3 * self.head_dim)), False)]
-        else:
+        elif (fused := next((name for name in _FUSED if _has(part, name)), None)) is None:
             raise self._unknown("no map to the heads that is known")
+        elif self._by_head:
+            # the query, key and value of a head stand next to each other
+            rows = [(Cut(getattr(part, fused), "out", self._channels(of, 3 * self.head_dim)), False)]
+        else:
+            # all queries, all keys, all values
+            first = len(self.heads) * self.head_dim
+            theirs = self._channels(groups)
+            starts = (first, first + len(self.groups) * self.head_dim)
+            index = torch.cat([self._channels(of), *(theirs + start for start in starts)], 1)
+            rows = [(Cut(getattr(part, fused), "out", index), False)]
         found = [*rows, (output, False)]
         self._check(found)
-        return found
+        return found + [
+            (Cut(getattr(part, name), "out", torch.tensor([groups if grouped else of])), grouped)
+            for name, grouped in _NORMS
+            if self._own_norm(name, grouped)
+        ]
+
+    @property
+    def _by_head(self) -> bool:
+        """Whether a fused map holds each head's query, key and value next to each other."""
+        return self.per_group == 1 and type(self.module).__name__ in _BY_HEAD
+
+    def _own_norm(self, name: str, grouped: bool) -> bool:
+        """Whether each head has weights of its own in a norm of queries or keys (Cohere)."""
+        weight = getattr(getattr(self.module, name, None), "weight", None)
+        return weight is not None and weight.shape == (len(self.groups if grouped else self.heads), self.head_dim)
 
     def _check(self, cuts: list[tuple[Cut, bool]]) -> None:
         """Each map is as wide as its heads are, and nothing else belongs to single heads."""
-        fused = 3 if len(cuts) == 2 else 1
         for cut, grouped in cuts:
-            units = len(self.groups if grouped else self.heads) * (fused if cut.side == "out" else 1)
+            units = len(self.groups if grouped else self.heads)
+            if cut.side == "out" and len(cuts) == 2:
+                units += 2 * len(self.groups)
             if cut.width != units * self.head_dim:
                 raise self._unknown(f"a map {cut.width} wide where {units} times {self.head_dim} are expected")
-        if odd := _left_over(self.module, [cut.module for cut, _ in cuts], (1, self.head_dim)):
-            raise self._unknown(odd)
+        norms = [getattr(self.module, name) for name, grouped in _NORMS if self._own_norm(name, grouped)]
+        norms += [getattr(self.module, name) for name, _ in _NORMS_APART if _has(self.module, name)]
+        if odd := _left_over(self.module, [*(cut.module for cut, _ in cuts), *norms], (1, self.head_dim)):
+            joint = any(_has(self.module, name) and f"{name}.weight" in odd for name, _ in _NORMS)
+            raise self._unknown("q_norm and k_norm are over all heads together" if joint else odd)
 
     def _unknown(self, why: str) -> UsageError:
         return UsageError(
@@ -136,14 +167,30 @@ class Attention:
             "remove its neurons or whole blocks instead"
         )
 
+    def norms_apart(self, heads: tuple[int, ...]) -> list[tuple[Any, list[nn.Module]]]:
+        """The lists that have a norm for each head, and what is left of them with some of the heads that are left."""
+        groups = dict.fromkeys(head // self.per_group for head in heads)
+        at = {False: [self.heads.index(head) for head in heads], True: [self.groups.index(group) for group in groups]}
+        lists = [(getattr(self.module, name), grouped) for name, grouped in _NORMS_APART if _has(self.module, name)]
+        return [(one, [one.norms[place] for place in at[grouped]]) for one, grouped in lists]
+
     def squares(self) -> Float[Tensor, " head"]:
         """The sum of squares of each head's weights; those of a key-value head are shared among its query heads."""
         total = torch.zeros(len(self.heads))
-        for cut, grouped in self.cuts(self.heads):
+        for cut, grouped in self._apart(self.cuts(self.heads)):
             units = len(self.groups if grouped else self.heads)
             each = cut.squares().cpu().unflatten(0, (units, -1)).sum(1)
             total += each.repeat_interleave(len(self.heads) // units) * units / len(self.heads)
         return total
+
+    def _apart(self, cuts: list[tuple[Cut, bool]]) -> list[tuple[Cut, bool]]:
+        """The same weights, with the keys and the values of a map that has all queries first by themselves."""
+        (fused, _), *others = cuts
+        sizes = [len(self.heads) * self.head_dim, *2 * [len(self.groups) * self.head_dim]]
+        if self._by_head or fused.index.numel() != sum(sizes):
+            return cuts
+        parts = enumerate(fused.index.split(sizes, 1))
+        return [*((Cut(fused.module, "out", part), at > 0) for at, part in parts), *others]
 
     def _channels(self, units: list[int], size: int | None = None) -> Int[Tensor, "one channel"]:
         each = torch.arange(size or self.head_dim)
@@ -179,9 +226,14 @@ class MLP:
         found = [*(Cut(one, "out", at[None] + n * torch.arange(parts)[:, None]) for one in reading), last]
         if parts not in (1, 2) or [cut.width for cut in found] != [*(parts * n for _ in reading), n]:
             raise self._unknown(f"maps {', '.join(str(cut.width) for cut in found)} wide for {n} neurons")
-        if odd := _left_over(self.module, self._maps(), (1,)):
+        if not self.is_block and (odd := _left_over(self.module, self._maps(), (1,))):
             raise self._unknown(odd)
         return found
+
+    @property
+    def is_block(self) -> bool:
+        """Whether the MLP is no module of its own, and its maps are the block's (OPT)."""
+        return any(_has(self.module, name) for name in ("self_attn", "attn", "attention"))
 
     def squares(self) -> Float[Tensor, " neuron"]:
         """The sum of squares of each neuron's weights."""
@@ -255,7 +307,8 @@ class Anatomy:
 
     def attention(self, layer: int) -> Attention:
         """The attention of a block."""
-        part = getattr(self.block(layer), attention_name(self.block(layer)))
+        owner, name = attention_place(self.block(layer))
+        part = getattr(owner, name)
         left = () if isinstance(part, NoAttention) else vars(part).get("kept_heads", tuple(range(self.heads)))
         return Attention(part, left, self.heads // self.kv_heads, self.head_dim)
 
@@ -268,6 +321,8 @@ class Anatomy:
         part = getattr(self.block(layer), "mlp", None)
         if isinstance(part, NoMLP):
             return MLP(part, ())
+        if part is None and _has(self.block(layer), "fc1"):  # OPT: the block has the MLP's maps
+            part = self.block(layer)
         if part is None:
             raise UsageError(f"{type(self.block(layer)).__name__} has no part `mlp` whose neurons could be removed")
         size = Cut(MLP(part, ()).output, "in", torch.empty(1, 0)).width
@@ -281,30 +336,37 @@ def anatomy(model: PreTrainedModel) -> Anatomy:
         UsageError: They are not found; the message names the model's class.
     """
     record, config, body = deployment(model), model.config.get_text_config(), model.base_model
-    lists = [(name, part) for name, part in body.named_children() if isinstance(part, nn.ModuleList)]
-    found = [name for name, part in lists if len(part) == len(record.layers)]
+    length, within = len(record.layers), [part for part in body.children() if not isinstance(part, nn.ModuleList)]
+    found = _lists(body, length) or [place for part in within for place in _lists(part, length)]  # OPT's: in a decoder
     if len(found) != 1:
         raise UsageError(f"{type(body).__name__} does not hold its blocks in one list, so nothing can be removed")
     heads = getattr(config, "num_attention_heads", None)
     if heads is None:
         raise UsageError(f"{type(config).__name__} says no num_attention_heads: models without attention aren't pruned")
     return Anatomy(
-        owner=body,
-        name=found[0],
+        owner=found[0][0],
+        name=found[0][1],
         layers=tuple(record.layers),
         heads=heads,
-        kv_heads=getattr(config, "num_key_value_heads", None) or heads,
+        kv_heads=key_value_heads(config),
         head_dim=getattr(config, "head_dim", None) or config.hidden_size // heads,
     )
 
 
-def attention_name(block: Any) -> str:
-    """Under which name a block has its attention.
+def _lists(owner: nn.Module, length: int) -> list[tuple[nn.Module, str]]:
+    """The lists of so many modules that a module has."""
+    parts = owner.named_children()
+    return [(owner, name) for name, part in parts if isinstance(part, nn.ModuleList) and len(part) == length]
+
+
+def attention_place(block: Any) -> tuple[Any, str]:
+    """What of a block has its attention, and under which name.
 
     Raises:
         UsageError: It has none that is known.
     """
-    for name in ("self_attn", "attn", "attention"):
-        if hasattr(block, name):
-            return name
+    for name in ("self_attn", "attn", "attention", "self_attention"):
+        if (found := getattr(block, name, None)) is not None:
+            # GPT-Neo's has another within
+            return (found, "attention") if _has(found, "attention") else (block, name)
     raise UsageError(f"{type(block).__name__} has no part for attention that is known, so its heads can't be removed")

@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 from interp.efficiency.deployment import deployment
 from interp.efficiency.plan import Undo
 from interp.efficiency.pruning.absent import NoAttention, NoMLP
-from interp.efficiency.pruning.anatomy import Anatomy, Cut, anatomy, attention_name
+from interp.efficiency.pruning.anatomy import Anatomy, Cut, anatomy, attention_place
 from interp.errors import UsageError
+from interp.upstream import layer_of
 
 __all__ = ["Removal", "remove"]
 
@@ -67,6 +68,24 @@ def remove(model: PreTrainedModel, removal: Removal, undo: Undo) -> None:
     _remove_blocks(model, found, gone, undo)
 
 
+class Narrowed:
+    """A layer's view of the model's configuration with another number of query heads.
+
+    Args:
+        config: The configuration, whose other settings are seen as they are at the time.
+        heads: Query heads.
+    """
+
+    def __init__(self, config: Any, heads: int) -> None:
+        self.num_attention_heads = heads
+        self._config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_config":  # not there yet while a copy is made
+            raise AttributeError(name)
+        return getattr(self._config, name)
+
+
 def _remove_heads(model: PreTrainedModel, found: Anatomy, layer: int, gone: set[int], undo: Undo) -> None:
     if not gone:
         return
@@ -80,17 +99,23 @@ def _remove_heads(model: PreTrainedModel, found: Anatomy, layer: int, gone: set[
     groups = list(dict.fromkeys(head // part.per_group for head in left))
     undo.set(record, "groups", [*record.groups[:at], groups, *record.groups[at + 1 :]])
     if not left:
-        block, bias = found.block(layer), getattr(part.output, "bias", None)
-        undo.set(block, attention_name(block), NoAttention(part.module.layer_idx, bias))
+        owner, name = attention_place(found.block(layer))
+        undo.set(owner, name, NoAttention(layer_of(part.module), getattr(part.output, "bias", None)))
         return
     for cut, _ in cuts:
         _cut(cut, undo)
     undo.set(part.module, "kept_heads", left)
+    for norms, kept in part.norms_apart(left):
+        undo.set(norms, "norms", nn.ModuleList(kept))
     sizes = {"num_key_value_groups": len(left) // len(groups), "num_key_value_heads": len(groups)}
-    sizes |= {"num_heads": len(left), "split_size": len(left) * part.head_dim}
+    sizes |= {"num_heads": len(left), "num_attention_heads": len(left), "split_size": len(left) * part.head_dim}
+    if type(part.module).__name__ == "GPTBigCodeAttention":
+        sizes |= {"embed_dim": len(left) * part.head_dim}
     for name, value in sizes.items():
         if name in vars(part.module):
             undo.set(part.module, name, value)
+    if hasattr(part.module, "qkv_proj"):  # Phi-3 asks its configuration where the keys begin
+        undo.set(part.module, "config", Narrowed(part.module.config, len(left)))
 
 
 def _remove_neurons(found: Anatomy, layer: int, gone: set[int], undo: Undo) -> None:
@@ -100,10 +125,10 @@ def _remove_neurons(found: Anatomy, layer: int, gone: set[int], undo: Undo) -> N
     left = [at for at, neuron in enumerate(part.neurons) if neuron not in gone]
     if len(left) == len(part.neurons):
         return
-    if not left:
+    if not left and not part.is_block:
         undo.set(found.block(layer), "mlp", NoMLP(getattr(part.output, "bias", None)))
         return
-    for cut in part.cuts(torch.tensor(left)):
+    for cut in part.cuts(torch.tensor(left, dtype=torch.long)):
         _cut(cut, undo)
     undo.set(part.module, "kept_neurons", tuple(part.neurons[at] for at in left))
 
