@@ -1,8 +1,8 @@
 """Attention sinks of SmolLM2, and how one grows in a small model: the tables, as Markdown.
 
     python benchmarks/sinks.py                                   # all; about ten minutes on one thread
-    python benchmarks/sinks.py --only metric layers              # metric, layers, massive, tokens, blocking, dormant,
-                                                                 # backcopy
+    python benchmarks/sinks.py --only metric layers              # metric, layers, cost, massive, tokens, blocking,
+                                                                 # dormant, backcopy
 
 `prefix` says whether `<|im_start|>`, which the tokenizer puts before a text, stands first. Seconds are processor time.
 """
@@ -56,6 +56,29 @@ def layers(model) -> None:
         first = census(model, corpus("prose", model, n, length)).from_others[..., 0].mean((1, 2))
         rows.append((length, *(float(first[a:b].mean()) for a, b in ((0, 3), (3, 10), (10, 12), (12, 30)))))
     show(pd.DataFrame(rows, columns=["length (prose)", "layers 0-2", "3-9", "10-11", "12-29"]))
+
+
+def cost(model, texts: int = 24, length: int = 64) -> None:
+    """What a survey takes beside one forward pass without logits, in processor seconds, medians of three in turn."""
+    tokens = corpus("prose", model, texts, length)
+    hidden = model.original_model.model
+    survey_sinks(model, tokens)  # what is done once a model
+    seconds: dict[str, list[float]] = {"forward pass": [], "survey": []}
+    with torch.no_grad():
+        for _ in range(3):
+            for name, run in (
+                ("forward pass", lambda: hidden(tokens, use_cache=False)),
+                ("survey", lambda: survey_sinks(model, tokens)),
+            ):
+                began = time.process_time()
+                run()
+                seconds[name].append(time.process_time() - began)
+    weights = sum(weight.numel() for weight in hidden.layers.parameters())
+    flops = 2 * weights * texts * length
+    median = {name: float(np.median(each)) for name, each in seconds.items()}
+    rows = [(name, each, each / median["forward pass"], flops / each / 1e9) for name, each in median.items()]
+    print(f"{texts} texts of {length} tokens; {weights:,} numbers in the blocks, {flops / 1e9:,.0f} GFLOP\n")
+    show(pd.DataFrame(rows, columns=["", "s", "forward passes", "GFLOP/s"]))
 
 
 def massive(model) -> None:
@@ -137,7 +160,7 @@ def backcopy(_) -> None:
 
 
 PARTS: dict[str, Callable] = {
-    part.__name__: part for part in (metric, layers, massive, tokens, blocking, dormant, backcopy)
+    part.__name__: part for part in (metric, layers, cost, massive, tokens, blocking, dormant, backcopy)
 }
 
 

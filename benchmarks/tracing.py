@@ -1,6 +1,7 @@
 """Time of an attribution graph for each node, beside the passes that none can do without.
 
     python benchmarks/tracing.py [--nodes 128 512 1000] [--repeats 3] [--threads 1] [--basis neurons] [--page]
+    python benchmarks/tracing.py --lengths 256 1024 4096 --nodes 16    # memory, each length in a process of its own
 
 Floor: one batch of 64 targets pulled back through all layers of the locally linear model, nothing recorded on the way,
 divided by 64; every node takes one such pull at least. Medians of processor seconds with one thread, of wall seconds
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,6 +25,7 @@ import torch
 
 import interp
 from interp.engine import verified
+from interp.tasks import corpus
 from interp.tasks.tokens import Encoder
 from interp.tracing import Transcoders, trace
 from interp.tracing.bases import basis_of
@@ -72,6 +75,36 @@ def peak() -> float:
         return next(int(line.split()[1]) for line in file if line.startswith("VmHWM")) / 2**20
 
 
+def print_lengths(lengths: list[int], nodes: int, threads: int) -> None:
+    """Peak memory beyond the model of a graph by the prompt's length, in GiB; beside it what is not made, its dense
+    matrix and whole patterns."""
+    print("| tokens | units | nodes | edges kept | dropped | least share kept | GiB | matrix | patterns | s |")
+    print("|---|---|---|---|---|---|---|---|---|---|", flush=True)
+    for length in lengths:
+        command = [sys.executable, __file__, "--length", str(length), "--nodes", str(nodes), "--threads", str(threads)]
+        subprocess.run(command, check=True)
+
+
+def print_length(length: int, nodes: int) -> None:
+    model = interp.load("smollm2")
+    tokens = corpus("prose", model, 1, length)[0]
+    trace(model, PROMPT, max_nodes=8)
+    with torch.no_grad():
+        target = int(model.original_model(tokens[None], logits_to_keep=1).logits[0, -1].argmax())
+    before, began = peak(), now()
+    graph = trace(model, tokens, targets=target, max_nodes=nodes)
+    seconds, cfg = now() - began, model.cfg
+    told = graph.about.get("strongest", {"dropped": 0, "least_kept": 1.0})
+    rows = int(graph.nodes["expanded"].sum())
+    matrix, patterns = 4 * rows * len(graph.nodes), 4 * cfg.n_layers * cfg.n_heads * length**2
+    print(
+        f"| {length:,} | {graph.about['active']:,} | {rows} | {len(graph.weights):,} | {told['dropped']:,} "
+        f"| {told['least_kept']:.2f} | {peak() - before:.2f} | {matrix / 2**30:.3f} | {patterns / 2**30:.2f} "
+        f"| {seconds:.0f} |",
+        flush=True,
+    )
+
+
 def print_page() -> None:
     """Milliseconds in headless Chromium of a page with 1,000 nodes and 20,000 edges."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
@@ -89,12 +122,20 @@ def main() -> None:
     parser.add_argument("--basis", choices=["neurons", "transcoders"], default="neurons")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--lengths", type=int, nargs="+", help="peak memory of a graph of the first of --nodes instead")
+    parser.add_argument("--length", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--page", action="store_true", help="time the page in Chromium instead")
     arguments = parser.parse_args()
     if arguments.page:
         print_page()
         return
     torch.set_num_threads(arguments.threads)
+    if arguments.lengths:
+        print_lengths(arguments.lengths, arguments.nodes[0], arguments.threads)
+        return
+    if arguments.length:
+        print_length(arguments.length, arguments.nodes[0])
+        return
     model = interp.load("smollm2")
     basis = basis_from(model, arguments.basis)
     trace(model, PROMPT, basis, max_nodes=8)  # what is done once a model

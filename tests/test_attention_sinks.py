@@ -257,6 +257,17 @@ def test_massive_activations_know_their_text_however_texts_are_batched(monkeypat
     assert sorted(map(tuple, pieces.massive.tolist())) == sorted(map(tuple, whole.massive.tolist()))
 
 
+@pytest.mark.parametrize(("length", "dtype"), [(7, torch.float32), (8, torch.float64)])
+def test_the_median_of_a_census_is_torchs(length, dtype):
+    model = tiny("llama", dtype=dtype)
+    texts = torch.randint(3, VOCABULARY, (5, length), generator=torch.Generator().manual_seed(0))
+    recorder, walk = Recorder({"resid_post"}), Walk(verified(model), length)
+    with torch.no_grad():
+        walk(walk.embed(texts), recorder)
+    for layer, median in enumerate(census(model, texts).median):
+        assert torch.equal(median, recorder.kept["resid_post", layer].abs().flatten(1).median(1).values)
+
+
 def test_the_signs_of_extreme_tokens_are_means_of_what_the_model_holds():
     model, tokens = tiny("llama"), _tokens(2, 12)
     found = extreme_tokens(model, tokens)

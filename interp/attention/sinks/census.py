@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -165,10 +166,18 @@ class _Taker(Visitor):
     def _residual(self, layer: int, x: Tensor) -> None:
         size = x.abs()
         self.resid_norm[layer], self.size[layer] = x.norm(dim=-1), size.amax(-1)
-        self.median[layer] = size.flatten(1).median(1).values
+        self.median[layer] = _median(size.flatten(1))
         bound = (MANY_TIMES * self.median[layer]).clamp(min=LARGE)
         if bool((self.size[layer].amax(1) > bound).any()):
             at = (size > bound[:, None, None]).nonzero()
             self.values.append(x[tuple(at.T)])
             at[:, 0] += self.start
             self.found.append(torch.cat([torch.full((len(at), 1), layer), at], 1))
+
+
+def _median(x: Float[Tensor, "row number"]) -> Float[Tensor, " row"]:
+    """torch's median of each row, the lower of two; NumPy finds it on a processor in an eighth of the time."""
+    if x.device.type != "cpu":
+        return x.median(1).values
+    middle = (x.shape[1] - 1) // 2
+    return torch.from_numpy(np.partition(x.numpy(), middle, axis=1)[:, middle].copy())
