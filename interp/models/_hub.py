@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from interp.errors import InterpError, UsageError
+from interp.models._local import count_numbers
+from interp.models._memory import check_memory
 from interp.models._quiet import quiet
 
 if TYPE_CHECKING:
@@ -55,16 +57,21 @@ def boot_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> Transform
 
     Raises:
         UsageError: the hub has no such model.
-        InterpError: the hub can't be reached and the model is not in its cache, or loading failed.
+        InterpError: the hub can't be reached and the model is not in its cache, its weights are larger than the memory
+            that is free, or loading failed.
     """
     from huggingface_hub import try_to_load_from_cache
 
-    reachable = _is_reachable(hub_id)
-    if not reachable and not isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+    reachable, numbers = _asked(hub_id)
+    kept = None if reachable else try_to_load_from_cache(hub_id, "config.json")
+    if not reachable and not isinstance(kept, str):
         raise InterpError(
             f"can't obtain {hub_id!r}: the Hugging Face hub is not reachable from here; copy the model's "
             f"directory (config.json, safetensors, tokenizer) from elsewhere and give its path instead"
         )
+    if isinstance(kept, str) and next(Path(kept).parent.glob("model*.safetensors"), None):
+        numbers = count_numbers(Path(kept).parent)
+    check_memory(numbers or 0, dtype, device, hub_id)
     from transformer_lens.model_bridge import TransformerBridge
 
     try:
@@ -77,13 +84,16 @@ def boot_hub(hub_id: str, device: torch.device, dtype: torch.dtype) -> Transform
     return bridge
 
 
-def _is_reachable(hub_id: str) -> bool:
-    """Ask the hub once for the model: transformers itself would try six times for every file."""
+def _asked(hub_id: str) -> tuple[bool, int | None]:
+    """Whether the hub can be reached, and how many numbers it says that the model has.
+
+    It is asked once: transformers itself would try six times for every file.
+    """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
-        HfApi().model_info(hub_id, timeout=_TIMEOUT_S)
+        weights = HfApi().model_info(hub_id, timeout=_TIMEOUT_S).safetensors
     except GatedRepoError as error:
         raise InterpError(
             f"{hub_id!r} is gated on the Hugging Face hub; accept its terms there and run `hf auth login`"
@@ -91,10 +101,10 @@ def _is_reachable(hub_id: str) -> bool:
     except RepositoryNotFoundError as error:
         raise UsageError(f"the Hugging Face hub has no model {hub_id!r} (or it is private)") from error
     except HfHubHTTPError:
-        return True
+        return True, None
     except Exception:
-        return False
-    return True
+        return False, None
+    return True, None if weights is None else weights.total
 
 
 @contextmanager

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.models._fetch import fetch, in_precision, stored
+from interp.models._gguf_header import check_header
 from interp.models._hub import boot_hub, official_name
 from interp.models._local import boot, boot_directory, check_directory
+from interp.models._memory import check_memory
 from interp.models._origin import Origin, remember
 from interp.models._toys import SET_BY_HAND, set_by_hand, trained_directory
 from interp.models.cache import obtain, verify
@@ -49,8 +51,8 @@ def load(
 
     Raises:
         UsageError: unknown name, unknown device, or a licence that is not accepted.
-        InterpError: no network on a first use; a file that is missing, truncated or damaged; an
-            architecture that can't be converted or bridged.
+        InterpError: no network on a first use; a file that is missing, truncated or damaged; weights that are larger
+            than the memory that is free; an architecture that can't be converted or bridged.
 
     Examples:
         >>> model = interp.load("smollm2")
@@ -120,6 +122,7 @@ def _load_known(known: ModelCard, device: torch.device, dtype: torch.dtype, acce
 
 def _load_gguf(path: Path, device: torch.device, dtype: torch.dtype) -> TransformerBridge:
     """Convert a user's GGUF file once for each precision, kept under its digest, and load the conversion."""
+    check_memory(check_header(path), dtype, device, path.name)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.checking import checked, inside, read_json, tensor_shapes
 from interp.errors import InterpError, reason
+from interp.models._memory import check_memory
 from interp.models._quiet import quiet
 from interp.models._sizes import check_layers, check_numbers, empty
 
@@ -14,7 +16,7 @@ if TYPE_CHECKING:
     import torch
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["boot", "boot_directory", "check_directory"]
+__all__ = ["boot", "boot_directory", "check_directory", "count_numbers"]
 
 
 def check_directory(directory: Path) -> None:
@@ -52,9 +54,11 @@ def check_directory(directory: Path) -> None:
 
 def boot_directory(directory: Path, name: str, device: str | torch.device, dtype: torch.dtype) -> TransformerBridge:
     """Load a causal language model from `directory` as a bridge with raw weights, called `name`."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = str(directory)
+    check_memory(count_numbers(directory), dtype, torch.device(device), name)
     try:
         with quiet():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -82,6 +86,12 @@ def boot_directory(directory: Path, name: str, device: str | torch.device, dtype
             "they do not fit its config.json"
         )
     return boot(model, tokenizer, name, device, dtype)
+
+
+def count_numbers(directory: Path) -> int:
+    """How many numbers the weights of a Hugging Face directory have, by the headers of its files."""
+    shapes = (shape for path in _weight_files(directory) for shape in tensor_shapes(path).values())
+    return sum(math.prod(shape) for shape in shapes)
 
 
 def boot(model: Any, tokenizer: Any, name: str, device: str | torch.device, dtype: torch.dtype) -> TransformerBridge:

