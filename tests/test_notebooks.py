@@ -40,7 +40,7 @@ SMALLER = {
         "lengths=(256,), n=2": "lengths=(128,), depths=(0.5,), n=1",
         "model, n=4": "model, n=2",
         "length = 384": "length = 192",
-        "n=3, seed=1": "n=1, seed=1",
+        "window=48, n=3": "window=48, n=1",
         "n=2)": "n=1)",
     },
 }
