@@ -54,7 +54,7 @@ def assert_same(scores, values):
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_sweeps_equal_transformer_lens_on_every_family(family):
-    model, task = tiny(family), random_task(n=2, length=7, first=2)
+    model, task = tiny(family), random_task(n=2, length=5, first=2)
     multi_head = Graph.of(model).n_heads == Graph.of(model).n_kv_heads
     for by_position, functions in ((True, BY_POSITION), (False, ALL_POSITIONS)):
         for nodes, function in functions.items():

@@ -211,13 +211,13 @@ def test_keys_and_needles_of_the_splits_are_others(reader):
 @pytest.mark.real_model
 def test_what_is_scored_is_of_the_other_split_than_what_is_found(smollm2):
     model = interp.deploy(smollm2)
-    keys, text, tasks = Keys(1, 256, 4), Text("prose", 2, 64, 16), Tasks("capitals", "ioi", n=20)
+    keys, text, tasks = Keys(1, 128, 4), Text("prose", 2, 64, 16), Tasks("capitals", "ioi", n=20)
     for one in (keys, text, tasks):
         one.prepare(model)
     assert {sample.split for sample in keys.samples} == {"score"}
     assert torch.equal(text.tokens, corpus("prose", smollm2, 2, 64, split="score"))
     assert [(one.name, len(one), one.split) for one in tasks.tasks] == [("capitals", 14, "score"), ("ioi", 20, "score")]
-    found = interp.attention.head_reach(smollm2, length=200, window=16, n=2)
+    found = interp.attention.head_reach(smollm2, length=96, window=16, n=1)
     assert found.settings["split"] == "find"
     given = interp.attention.head_reach(smollm2, keys.samples[:1], window=16)
     assert given.settings["split"] == "score"
