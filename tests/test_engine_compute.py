@@ -7,7 +7,7 @@ import weakref
 
 import pytest
 import torch
-from families import FAMILIES, tiny
+from families import FAMILIES, MORE, tiny
 from prompts import random_task
 
 import interp
@@ -44,6 +44,13 @@ def test_estimates_are_those_of_the_float32_model_with_the_same_weights(family):
         assert "rounding" not in found.attrs
     assert {name: weight.data_ptr() for name, weight in half.named_parameters()} == before
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("family", MORE)
+def test_families_that_differ_in_single_parts_do_so_in_float32(family):
+    half, whole = pair(family)
+    task = random_task(n=2)
+    close(attribution(half, task, rules="relp", compute="float32"), attribution(whole, task, rules="relp"))
 
 
 @pytest.mark.parametrize("rules", [name for name in RULE_SETS if name not in ("gradient", "relp")])

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import embedding, linear
 
-from interp.engine.parts import Block, Parts
+from interp.engine.parts import Block, Multiplied, Parts
 from interp.engine.precision import HALF
 from interp.errors import UsageError, unknown_name
 
@@ -145,6 +145,8 @@ def _widened_block(block: Block) -> Block:
 
 def _looked_up(table: Any) -> Any:
     """A table of embeddings whose rows are float32 when they have been looked up, before they are scaled as Gemma's."""
+    if isinstance(table, Multiplied):
+        return replace(table, table=_looked_up(table.table))
     scale: Tensor | None = getattr(table, "embed_scale", None)
     if scale is None:
         return lambda ids: table(ids).float()

@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.graph import Graph
 from interp.upstream import turning
 
-__all__ = ["Block", "Norm", "Parts", "parts_of"]
+__all__ = ["Block", "Multiplied", "Norm", "Parts", "parts_of"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ class Block:
     up: Any
     down: Any
     activation: Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """Embeddings times a number, as Granite's are."""
+
+    table: Callable[[Tensor], Tensor]
+    number: float
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        return self.table(tokens) * self.number
 
 
 @dataclass(frozen=True)
@@ -177,8 +188,7 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
 
 
 def _embed(table: Any, number: float) -> Callable[[Tensor], Tensor]:
-    """Granite multiplies embeddings by a number."""
-    return table if number == 1 else lambda tokens: table(tokens) * number
+    return table if number == 1 else Multiplied(table, number)
 
 
 def _pos_embed(table: Any) -> Callable[[Tensor], Tensor]:

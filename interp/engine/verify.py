@@ -16,7 +16,7 @@ from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.engine.forward import Recorder, Walk
-from interp.engine.parts import Parts, parts_of
+from interp.engine.parts import Multiplied, Parts, parts_of
 from interp.engine.precision import HALF, in_float32, widened
 from interp.errors import InterpError
 from interp.graph import SITES
@@ -82,6 +82,8 @@ def _in_float32(parts: Parts) -> Parts:
     """The parts with what they look up in float32; their projections are widened while they are used."""
 
     def wide(table: Any) -> Any:
+        if isinstance(table, Multiplied):
+            return replace(table, table=wide(table.table))
         return None if table is None else lambda ids: table(ids).float()
 
     return replace(parts, dtype=torch.float32, embed=wide(parts.embed), pos_embed=wide(parts.pos_embed))
