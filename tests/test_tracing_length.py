@@ -80,7 +80,7 @@ def test_influence_and_scores_are_of_all_edges_whatever_is_kept(name):
     assert "strongest" not in whole.about
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "gemma3", "qwen3"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "neox", "gemma2", "gemma3", "qwen3", "olmo2", "gptj"])
 def test_patterns_that_are_made_again_piece_by_piece_give_the_same_graph(family, monkeypatch):
     model = tiny(family)
     kept = trace(model, TOKENS, max_nodes=20)

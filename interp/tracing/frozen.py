@@ -160,11 +160,12 @@ class FrozenRun:
         if block.ln1_post is not None:
             gradient = self.norm_back("attn_written", layer, gradient)
         z = (gradient @ matrix(block.o).T).unflatten(-1, (graph.n_kv_heads, -1, graph.d_head))
-        back = z.new_zeros(len(z), graph.n_kv_heads, n, graph.d_head)
-        for first, stop, pattern in self._patterns(layer, n):
-            here = z[:, first:stop].permute(0, 2, 3, 1, 4).flatten(2, 3)
-            back[:, :, :stop] += pattern.permute(0, 3, 1, 2).flatten(2) @ here
-        return self.norm_back("resid_pre", layer, back.transpose(1, 2).flatten(-2) @ matrix(block.v).T)
+        back = z.new_zeros(graph.n_kv_heads, n, len(z) * graph.d_head)
+        for first, stop, pattern in self._patterns(layer, n):  # one product a group: rows are columns of the right side
+            here = z[:, first:stop].permute(2, 3, 1, 0, 4).flatten(3).flatten(1, 2)
+            back[:, :stop] += pattern.flatten(1, 2).transpose(1, 2) @ here
+        back = back.unflatten(-1, (len(z), graph.d_head)).permute(2, 1, 0, 3)
+        return self.norm_back("resid_pre", layer, back.flatten(-2) @ matrix(block.v).T)
 
 
 def matrix(linear) -> Float[Tensor, "d_in d_out"]:
