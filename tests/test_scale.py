@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import signal
 import socket
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 
 import pytest
@@ -14,12 +16,20 @@ import torch
 import xarray as xr
 from families import boot, hugging_face_model, tokenizer
 from prompts import random_task
+from test_attention_reach import as_keys
+from test_attention_retrieval import COPY_LENGTH, induction_samples
 
 import interp
+from interp.efficiency.cost import Cost
+from interp.efficiency.kv_cache import H2OCache, StreamingCache
+from interp.efficiency.quality import Text
+from interp.engine.shared import marked
 from interp.engine.spread import in_order, used
 from interp.engine.sweep import Part, finer
 from interp.errors import InterpError, UsageError
+from interp.features.activations.rows import rows_of
 from interp.scale.address import Address
+from interp.scale.files import Files, Missing, stored
 
 needs_ray = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed: pip install -e '.[ray]'")
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -161,6 +171,126 @@ def test_a_worker_killed_in_a_sweep_loses_nothing(model, two, monkeypatch, tmp_p
     assert not set(killed) & set(two.pool.pids.values())
     assert not (tmp_path / "sweep").exists()
     xr.testing.assert_equal(there, here)
+
+
+@needs_ray
+@pytest.mark.parametrize("rules", ["gradient", "relp"])
+def test_attribution_is_split_by_pairs(model, two, rules):
+    task = random_task(n=5)
+    options = {"nodes": ["q", "heads"], "rules": rules, "per_example": True, "metric": ["logit_diff", "kl"]}
+    here = interp.patching.attribution(model, task, **options)
+    with used(two):
+        there = interp.patching.attribution(model, task, **options)
+    assert abs(here).max() > 1e-2
+    xr.testing.assert_allclose(there, here, **CLOSE)
+    assert there.attrs["accuracy"] == here.attrs["accuracy"]
+    assert there.attrs["clean"] == pytest.approx(here.attrs["clean"], abs=1e-5)
+
+
+@needs_ray
+def test_estimates_are_the_same_to_the_last_bit_where_batches_are(model, two):
+    task, options = random_task(n=3), {"nodes": "k", "by_position": True, "per_example": True, "max_memory": 1}
+    for method in (interp.patching.atp_star, interp.patching.attribution):
+        here = method(model, task, **options)
+        with used(two):
+            xr.testing.assert_equal(method(model, task, **options), here)
+
+
+TEXTS = [" ".join(f"t{(7 * i + j * j) % 45 + 5}" for j in range(40)) for i in range(90)]
+
+
+@needs_ray
+def test_a_harvest_has_the_same_bytes_although_a_worker_is_killed(model, two, tmp_path, monkeypatch):
+    places = ["resid_post.1", "mlp_in.2"]
+    options = {"length": 16, "shard_tokens": 100, "dtype": "bfloat16", "exclude_special": True}
+    here = interp.features.harvest(model, places, TEXTS, directory=tmp_path / "here", **options)
+    killed = _killing(monkeypatch, interp.features.activations.harvest, two)
+    with used(two):
+        there = interp.features.harvest(model, places, TEXTS, directory=tmp_path / "there", **options)
+    assert len(here.shards) > 8
+    assert there.shards == here.shards
+    assert there.manifest["scale"] == here.manifest["scale"]
+    assert {file.name for file in there.folder.iterdir()} == {file.name for file in here.folder.iterdir()}
+    assert len(killed) == 1
+    assert not set(killed) & set(two.pool.pids.values())
+
+
+def test_a_shard_is_sent_where_the_folder_is_not_seen_and_written_where_it_is(model, tmp_path):
+    harvests = importlib.import_module("interp.features.activations.harvest")
+    store = interp.features.harvest(model, "resid_post.1", TEXTS, directory=tmp_path, length=16, shard_tokens=500)
+    rows = rows_of(TEXTS, model, None, 16)
+    piece = (1, rows.part(rows.shards(500)[1]))
+    with used(in_order), marked(tmp_path) as mark:
+        written = harvests._begin(model, store.places, store.manifest, tmp_path, mark)(piece)
+        tensors, norms = harvests._begin(model, store.places, store.manifest, tmp_path, mark + "x")(piece)
+    assert written == store.shards[1]
+    assert norms == store.shards[1].norms
+    torch.testing.assert_close(tensors["resid_post.1"], store.load(1, ["resid_post.1"])["resid_post.1"], rtol=0, atol=0)
+    assert torch.equal(tensors["tokens"], store.load(1, ["tokens"])["tokens"])
+
+
+@needs_ray
+def test_transcoders_are_trained_layer_by_layer(model, two, tmp_path):
+    options = {"tokens": 400, "width": 16, "batch": 64, "length": 16, "options": {"k": 4}}
+    here = interp.features.train_transcoders(model, [2, 0], TEXTS, directory=tmp_path / "here", **options)
+    with used(two):
+        there = interp.features.train_transcoders(model, [2, 0], TEXTS, directory=tmp_path / "there", **options)
+    assert list(there) == list(here) == [0, 2]
+    for layer, one in here.items():
+        for name, weight in one.state_dict().items():
+            assert torch.equal(there[layer].state_dict()[name], weight)
+    layouts = [
+        sorted(str(f.relative_to(tmp_path / at)) for f in (tmp_path / at).rglob("*")) for at in ("here", "there")
+    ]
+    assert layouts[0] == layouts[1]
+
+
+@needs_ray
+def test_reach_is_split_by_samples_and_a_model_is_loaded_by_its_name(two):
+    toy, samples = interp.load("toy-induction"), as_keys(induction_samples())
+    here = interp.attention.head_reach(toy, samples, sinks=0, window=COPY_LENGTH)
+    with used(two):
+        there = interp.attention.head_reach(toy, samples, sinks=0, window=COPY_LENGTH)
+    xr.testing.assert_equal(there.evidence["each"], here.evidence["each"])
+    assert there.settings == here.settings
+
+
+@needs_ray
+def test_the_quality_of_plans_is_measured_by_workers_and_their_seconds_are_not(model, two):
+    tokens = torch.arange(60).reshape(2, 30) % 17 + 5
+    deployed = interp.deploy(model)
+
+    def measured():
+        quality, cost = [Text(tokens, scored=10, piece=3)], Cost(16, 2, source=tokens, peak=False)
+        plans = [StreamingCache(budget=0.5, length=24), H2OCache(budget=0.4, length=24)]
+        return interp.efficiency.tradeoff(deployed, plans, quality, cost, repetitions=1)
+
+    here = measured()
+    with used(two):
+        there = measured()
+        in_force = StreamingCache(budget=0.5, length=24).plan(deployed).applied(deployed)
+        with in_force, pytest.raises(UsageError, match=r"plans in force \(streaming\)"):
+            measured()
+    quality = here.values["group"] == "quality"
+    assert quality.sum() >= 9
+    assert there.values[quality].equals(here.values[quality])
+    assert there.values["quantity"].tolist() == here.values["quantity"].tolist()
+
+
+def test_files_that_a_node_has_not_are_sent_to_it_once(folder, model, tmp_path, monkeypatch):
+    monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
+    monkeypatch.setattr("interp.scale.files._PIECE", 1000)
+    files, sent = Files.of(str(folder)), {}
+    elsewhere = replace(files, path="/no/such/place/tiny")
+    with pytest.raises(Missing):
+        elsewhere.found(None, sent.__getitem__)
+    references = stored(files, lambda piece: sent.setdefault(len(sent), piece) and len(sent) - 1)
+    assert len(sent) > len(references)
+    where = elsewhere.found(references, sent.__getitem__)
+    assert files.found(None, sent.__getitem__) == str(folder)
+    assert where.startswith(str(tmp_path))
+    assert interp.models.fingerprint(interp.load(where)) == interp.models.fingerprint(model)
+    assert elsewhere.found(None, sent.__getitem__) == where
 
 
 @needs_ray

@@ -19,6 +19,7 @@ from interp.engine.identity import identity
 from interp.engine.parts import without_hooks
 from interp.engine.precision import in_float32
 from interp.errors import UsageError
+from interp.models._origin import origin, remember
 from interp.upstream import WRAPPER, prefer_fused
 
 __all__ = ["Deployment", "deploy", "deployment"]
@@ -93,6 +94,8 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
         list(range(cfg.n_layers)),
         [list(range(kv_heads)) for _ in range(cfg.n_layers)],
     )
+    if (where := origin(model)) is not None:
+        remember(plain, where)
     return plain
 
 

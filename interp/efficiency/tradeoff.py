@@ -8,23 +8,26 @@ slows down slows all of them.
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel, StaticCache
 
 from interp.efficiency.controls import control
 from interp.efficiency.cost import Cost
-from interp.efficiency.deployment import deployment
+from interp.efficiency.deployment import deploy, deployment
 from interp.efficiency.kv_cache.running import cache_plan
 from interp.efficiency.method import CONTROLS
 from interp.efficiency.plan import Plan
 from interp.efficiency.quality import Keys, Quality, Text, in_words
 from interp.engine.identity import versions
 from interp.engine.progress import track
+from interp.engine.spread import elsewhere, in_order, spread
 from interp.errors import UsageError
 
 if TYPE_CHECKING:
@@ -187,14 +190,15 @@ def tradeoff(
     cost = Cost() if cost is None else cost
     values: list[tuple[str, str, str, int, float]] = []
     with track(len(rows) * (len(quality) + repetitions), "trade-off") as advance:
-        for one in quality:
-            one.prepare(model)
-        for row in rows:
-            with _in_force(row, model):
-                for one in quality:
-                    found = one.measure(model)
-                    values += [(row.name, "quality", f"{one.name}.{name}", 0, v) for name, v in found.items()]
-                    advance(1)
+        if elsewhere() is None:
+            for one in quality:
+                one.prepare(model)
+        here = partial(_measured, model, quality, advance)
+        for row, each in zip(rows, in_order(spread(rows, here, _begin, model, (quality,))), strict=True):
+            for one, found in zip(quality, each, strict=True):
+                values += [(row.name, "quality", f"{one.name}.{name}", 0, v) for name, v in found.items()]
+            if elsewhere() is not None:
+                advance(len(quality))
         cost.prepare(model)
         static = cache_plan(model) is None  # a model whose plan is permanent has a cache of its own
         for repetition in range(repetitions):
@@ -263,6 +267,25 @@ def _beside(name: str, plan: Plan, method: Any, model: PreTrainedModel, draws: i
             if beside is not None:
                 rows.append(Row(f"{name}, {kind}{suffix}", kind, name, beside))
     return rows, ", ".join(dict.fromkeys(row.kind for row in rows)) or f"none, because {why}"
+
+
+def _begin(model: TransformerBridge, quality: Sequence[Quality]) -> Callable[[Row], list[dict[str, float]]]:
+    """Measures quality on a worker's own model. Seconds are measured in one process, where they can be compared."""
+    deployed = deploy(model)
+    for one in quality:
+        one.prepare(deployed)
+    return partial(_measured, deployed, quality, lambda done: None)
+
+
+def _measured(
+    model: PreTrainedModel, quality: Sequence[Quality], advance: Callable[[float], Any], row: Row
+) -> list[dict[str, float]]:
+    found = []
+    with _in_force(row, model):
+        for one in quality:
+            found.append(one.measure(model))
+            advance(1)
+    return found
 
 
 def _in_force(row: Row, model: PreTrainedModel) -> Any:

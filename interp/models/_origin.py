@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import weakref
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from transformer_lens.model_bridge import TransformerBridge
+from typing import Any
 
 __all__ = ["Origin", "origin", "remember"]
 
@@ -29,14 +26,14 @@ class Origin:
     accept_license: bool = False
 
 
-_known: weakref.WeakKeyDictionary[TransformerBridge, Origin] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Any, Origin] = weakref.WeakKeyDictionary()
 
 
-def remember(model: TransformerBridge, where: Origin) -> None:
-    """Notes where a model came from, as long as it lives."""
+def remember(model: Any, where: Origin) -> None:
+    """Notes where a bridge, or a model deployed from one, came from, as long as it lives."""
     _known[model] = where
 
 
-def origin(model: TransformerBridge) -> Origin | None:
+def origin(model: Any) -> Origin | None:
     """Where `interp.load` had a model from; None for one that it did not load."""
     return _known.get(model)

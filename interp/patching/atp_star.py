@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
 
 import torch
 import xarray as xr
@@ -21,7 +22,7 @@ from interp.errors import UsageError
 from interp.gradients import gradients
 from interp.graph import site_of
 from interp.patching.attribution import check_kinds
-from interp.patching.estimates import Batch, Plan, batches, effect, labelled_estimates, reduced
+from interp.patching.estimates import Batch, Estimated, Plan, assembled, effect, labelled_estimates, reduced, room
 from interp.patching.labels import concatenated
 from interp.tasks import Task
 
@@ -97,31 +98,42 @@ def star_estimates(
     n_layers = plan.parts.graph.n_layers
     if grad_drop and n_layers < 2:
         raise UsageError("GradDrop averages over the other layers, and this model has one; use grad_drop=False")
+    here = partial(_star, plan, chosen, qk_fix, grad_drop)
+    return assembled(plan, here, _begin, (plan.given, chosen, qk_fix, grad_drop))
+
+
+def _begin(model: TransformerBridge, given: dict[str, Any], *settings: Any) -> Callable[[slice], Estimated]:
+    """Computes estimates of some examples on a worker's own model."""
+    return partial(_star, Plan(model, **given), *settings)
+
+
+@gradients()
+def _star(plan: Plan, chosen: Rules, qk_fix: bool, grad_drop: bool, examples: slice) -> Estimated:
+    n_layers = plan.parts.graph.n_layers
     corrected = plan.sites & {"q", "k"} if qk_fix else set()
     sites = plan.sites | ({"q", "k", "pattern", "k_rotated"} if corrected else set())
-    found = {
-        kind: torch.empty(*plan.axes[kind].shape, len(plan.task), len(plan.experiment.metrics)) for kind in plan.kinds
-    }
-    for batch in batches(plan, sites, chosen):
-        for number in range(len(plan.experiment.metrics)):
-            flow = batch.backward(number, sites, drops=grad_drop)
-            estimate = _Estimate(batch, flow, corrected)
-            plain = {kind: estimate.of(kind, flow.gradients, range(n_layers)) for kind in plan.kinds}
-            once = {kind: reduced(plan, kind, plain[kind], batch.examples) for kind in plan.kinds}
-            if grad_drop:
-                total = {kind: torch.zeros_like(once[kind]) for kind in plan.kinds}
-                for layer in range(n_layers):
-                    dropped = flow.drop(layer)
-                    for kind in plan.kinds:
-                        effects = {**plain[kind], **estimate.of(kind, dropped, range(layer + 1))}
-                        total[kind] += reduced(plan, kind, effects, batch.examples).abs()
-                once = {
-                    kind: once[kind].sign() * total[kind] / (n_layers - (site_of(kind) not in STREAM))
-                    for kind in plan.kinds
-                }
-            for kind in plan.kinds:
-                found[kind][..., batch.examples, number] = once[kind]
-    return found
+    batch = Batch(plan, examples, sites, chosen)
+    found = {kind: room(plan, kind, batch) for kind in plan.kinds}
+    for number in range(len(plan.experiment.metrics)):
+        flow = batch.backward(number, sites, drops=grad_drop)
+        estimate = _Estimate(batch, flow, corrected)
+        plain = {kind: estimate.of(kind, flow.gradients, range(n_layers)) for kind in plan.kinds}
+        once = {kind: reduced(plan, kind, plain[kind], batch.examples) for kind in plan.kinds}
+        if grad_drop:
+            total = {kind: torch.zeros_like(once[kind]) for kind in plan.kinds}
+            for layer in range(n_layers):
+                dropped = flow.drop(layer)
+                for kind in plan.kinds:
+                    effects = {**plain[kind], **estimate.of(kind, dropped, range(layer + 1))}
+                    total[kind] += reduced(plan, kind, effects, batch.examples).abs()
+            once = {
+                kind: once[kind].sign() * total[kind] / (n_layers - (site_of(kind) not in STREAM))
+                for kind in plan.kinds
+            }
+        for kind in plan.kinds:
+            found[kind][..., number] = once[kind]
+    base, other = batch.logits()
+    return found, base.cpu(), other.cpu()
 
 
 class _Estimate:

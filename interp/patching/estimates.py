@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from interp.engine.gradient import Flow, backward
 from interp.engine.memory import budget_bytes
 from interp.engine.parts import Parts
 from interp.engine.rules import Rules
+from interp.engine.spread import part_count, spread
 from interp.errors import UsageError
+from interp.gradients import gradients
 from interp.graph import INDEX_OF_SITE, site_of
 from interp.patching.baselines import check_tokens, finite
 from interp.patching.experiment import Experiment
@@ -25,15 +28,22 @@ from interp.tasks import Task
 
 __all__ = [
     "Batch",
+    "Estimated",
     "Plan",
     "along_activation",
+    "assembled",
     "batches",
     "effect",
     "estimates",
     "labelled_estimates",
     "placed",
     "reduced",
+    "room",
 ]
+
+
+Estimated = tuple[dict[str, Tensor], Tensor, Tensor]
+"""Estimates "*node example metric" by kind, and the logits "example vocab" of the base run and of the other."""
 
 
 class Plan:
@@ -41,6 +51,9 @@ class Plan:
 
     Args:
         As in `attribution`.
+
+    Attributes:
+        given: What makes the same plan with another process's model; the budget is that process's own.
     """
 
     def __init__(
@@ -73,6 +86,16 @@ class Plan:
             check_tokens(self.parts, self.task, tokens)
         self.ends = self.task.positions["end"]
         self.first, self.stop = int(self.ends.min()), int(self.ends.max()) + 1
+        self.given = {
+            "task": self.task.to("cpu"),
+            "kinds": self.kinds,
+            "by_position": by_position,
+            "mode": mode,
+            "metric": metric,
+            "layers": layers,
+            "indices": indices,
+            "positions": positions,
+        }
         self.settings = {"layers": layers, "indices": indices, "positions": positions}
         self.axes = {
             kind: Axes.of(self.parts.graph, self.task, site_of(kind), by_position, layers, indices, positions)
@@ -105,6 +128,13 @@ class Batch:
         self.other, self.other_logits, other_embedded = self._run(tokens, sites | inside(chosen))
         self.base_logits: Tensor | None = None
         self.embedded = (Walk(plan.parts, plan.stop).embed(self.base), other_embedded)
+
+    def logits(self) -> tuple[Tensor, Tensor]:
+        """The logits at the ends of the base run, which is made if it has not been, and of the other."""
+        if self.base_logits is None:
+            self.base_run(set())
+        assert self.base_logits is not None
+        return self.base_logits, self.other_logits
 
     @torch.no_grad()
     def base_run(self, sites: set[str]) -> dict[tuple[str, int], Tensor]:
@@ -157,19 +187,57 @@ def batches(plan: Plan, sites: set[str], chosen: Rules, rows: int = 1) -> Iterat
         chosen: The rules.
         rows: How many rows of each example go backward together.
     """
-    budget = budget_bytes(plan.parts.device, plan.max_memory)
-    at_once = max(1, budget // (rows * _bytes_per_example(plan.parts, plan.stop)))
     found: list[tuple[Tensor, Tensor]] = []
-    for begin in range(0, len(plan.task), at_once):
-        batch = Batch(plan, slice(begin, min(begin + at_once, len(plan.task))), sites, chosen)
+    for examples in _slices(plan, rows):
+        batch = Batch(plan, examples, sites, chosen)
         yield batch
-        if batch.base_logits is None:
-            batch.base_run(set())
-        assert batch.base_logits is not None
-        found.append((batch.base_logits, batch.other_logits))
+        found.append(batch.logits())
+    _measure(plan, found)
+
+
+def assembled(
+    plan: Plan,
+    here: Callable[[slice], Estimated],
+    begin: Callable[..., Callable[[slice], Estimated]],
+    given: tuple,
+    rows: int = 1,
+) -> dict[str, Float[Tensor, "*node example metric"]]:
+    """The estimates of all examples from those of some at a time, computed here or by workers.
+
+    When they are all there, the plan's experiment knows the baselines.
+
+    Args:
+        plan: What is to be estimated.
+        here: The estimates of some examples: by kind, and the logits of the base run and of the other.
+        begin: ``begin(model, *given)`` makes the same of `here` in a worker.
+        given: See `begin`.
+        rows: How many rows of each example go backward together.
+    """
+    found = {kind: room(plan, kind) for kind in plan.kinds}
+    parts = _slices(plan, rows, part_count())
+    logits: dict[int, tuple[Tensor, Tensor]] = {}
+    for number, (effects, *both) in spread(parts, here, begin, plan.experiment.model, given):
+        for kind in plan.kinds:
+            found[kind][..., parts[number], :] = effects[kind]
+        logits[number] = both[0], both[1]
+    _measure(plan, [logits[number] for number in range(len(parts))])
+    return found
+
+
+def _slices(plan: Plan, rows: int, least: int | None = None) -> list[slice]:
+    """The examples in batches that keep within the memory budget; about `least` batches, where there are so many."""
+    budget, n = budget_bytes(plan.parts.device, plan.max_memory), len(plan.task)
+    at_once = max(1, budget // (rows * _bytes_per_example(plan.parts, plan.stop)))
+    if least is not None:
+        at_once = min(at_once, -(-n // least))
+    return [slice(begin, min(begin + at_once, n)) for begin in range(0, n, at_once)]
+
+
+def _measure(plan: Plan, found: list[tuple[Tensor, Tensor]]) -> None:
+    """Tells the plan's experiment the logits of the base run and of the other."""
     experiment = plan.experiment
     base, other = (
-        finite(plan.parts, plan.task, tokens, torch.cat(logits))
+        finite(plan.parts, plan.task, tokens, torch.cat(logits).to(plan.parts.device))
         for tokens, logits in zip((experiment.base, experiment.other), zip(*found, strict=True), strict=True)
     )
     denoising = experiment.mode == "denoising"
@@ -190,24 +258,37 @@ def estimates(
     Returns:
         For each kind its estimates, with the plan's axes, the examples and the metrics.
     """
-    found = {kind: _empty(plan, kind) for kind in plan.kinds}
-    for batch in batches(plan, plan.sites, chosen, steps if along == "activations" else 1):
-        for number in range(len(plan.experiment.metrics)):
-            if steps == 1:
-                flow = batch.backward(number, plan.sites)
-                values, flows = flow.values, flow.gradients
-            else:
-                values = batch.base_run(plan.sites | {"resid_pre"})
-                way = _along_inputs if along == "inputs" else _along_activations
-                flows = way(batch, number, values, steps)
-            for kind in plan.kinds:
-                site = site_of(kind)
-                effects = {
-                    layer: effect(site, batch.other[site, layer] - values[site, layer], flows[site, layer])
-                    for layer in plan.axes[kind].layers
-                }
-                found[kind][..., batch.examples, number] = reduced(plan, kind, effects, batch.examples)
-    return found
+    rows = steps if along == "activations" else 1
+    here = partial(_estimated, plan, chosen, steps, along)
+    return assembled(plan, here, _begin, (plan.given, chosen, steps, along), rows)
+
+
+def _begin(model: TransformerBridge, given: dict[str, Any], *settings: Any) -> Callable[[slice], Estimated]:
+    """Computes estimates of some examples on a worker's own model."""
+    return partial(_estimated, Plan(model, **given), *settings)
+
+
+@gradients()
+def _estimated(plan: Plan, chosen: Rules, steps: int, along: str, examples: slice) -> Estimated:
+    batch = Batch(plan, examples, plan.sites, chosen)
+    found = {kind: room(plan, kind, batch) for kind in plan.kinds}
+    for number in range(len(plan.experiment.metrics)):
+        if steps == 1:
+            flow = batch.backward(number, plan.sites)
+            values, flows = flow.values, flow.gradients
+        else:
+            values = batch.base_run(plan.sites | {"resid_pre"})
+            way = _along_inputs if along == "inputs" else _along_activations
+            flows = way(batch, number, values, steps)
+        for kind in plan.kinds:
+            site = site_of(kind)
+            effects = {
+                layer: effect(site, batch.other[site, layer] - values[site, layer], flows[site, layer])
+                for layer in plan.axes[kind].layers
+            }
+            found[kind][..., number] = reduced(plan, kind, effects, batch.examples)
+    base, other = batch.logits()
+    return found, base.cpu(), other.cpu()
 
 
 def effect(site: str, difference: Tensor, flow: Tensor) -> Float[Tensor, "batch *index pos"]:
@@ -322,8 +403,10 @@ def _at(x: Tensor, place: int | Tensor, examples: slice) -> Tensor:
     return x[..., where.clamp(max=stop - 1), torch.arange(x.shape[-1], device=x.device)] * inside
 
 
-def _empty(plan: Plan, kind: str) -> Tensor:
-    return torch.empty(*plan.axes[kind].shape, len(plan.task), len(plan.experiment.metrics))
+def room(plan: Plan, kind: str, batch: Batch | None = None) -> Float[Tensor, "*node example metric"]:
+    """Room for the estimates of all examples, or of a batch's."""
+    count = len(plan.task if batch is None else batch.base)
+    return torch.empty(*plan.axes[kind].shape, count, len(plan.experiment.metrics))
 
 
 def _bytes_per_example(parts: Parts, length: int) -> int:

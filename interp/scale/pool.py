@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -165,9 +166,13 @@ class Pool:
                 "a cluster's workers load the model by themselves, so it must have been loaded with interp.load from a "
                 "name or a folder; this one was not: save it to a folder with save_pretrained and load it from there"
             )
-        import os
-
-        found = identity(model)
+        deployed = getattr(model, "deployment", None)
+        if deployed is not None and deployed.plans:
+            raise UsageError(
+                f"this model has plans in force ({', '.join(plan.method for plan in deployed.plans)}), and the models "
+                "that a cluster's workers load have none; give the model as interp.deploy made it"
+            )
+        found = identity(model) if deployed is None else deployed.fingerprint
         files = Files.of(how.name) if os.path.isabs(how.name) else None
         return Wanted(how, found, files, self._sent.get(found))
 

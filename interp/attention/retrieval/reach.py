@@ -8,7 +8,8 @@ training, and does not see heads that stand in for each other.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from interp.engine.forward import Recorder, Visitor, Walk
 from interp.engine.identity import identity
 from interp.engine.parts import Parts
 from interp.engine.progress import track
+from interp.engine.spread import elsewhere, in_order, spread
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.results import scores
@@ -96,11 +98,13 @@ def head_reach(
     parts = verified(model)
     harms, losses = [], []
     with track(len(samples) * parts.graph.n_layers, "reach of heads") as advance:
-        for sample in samples:
-            cut = _Sample(parts, sample, where, sinks, window)
-            if cut.found:
-                harms.append(cut.harm(advance))
-                losses.append(cut.loss)
+        here = partial(_cut, parts, where, sinks, window, advance)
+        for found in in_order(spread(samples, here, _begin, model, (where, sinks, window))):
+            if elsewhere() is not None:
+                advance(parts.graph.n_layers)
+            if found is not None:
+                harms.append(found[0])
+                losses.append(found[1])
     if not harms:
         raise InterpError(
             f"{model.cfg.model_name} finds none of the {len(samples)} answers, so no reach is worth anything; take "
@@ -134,6 +138,20 @@ def head_reach(
     )
 
 
+def _begin(model: TransformerBridge, where: str, sinks: int, window: int) -> Callable[[KeySample], Any]:
+    """Measures samples on a worker's own model."""
+    return partial(_cut, verified(model), where, sinks, window, lambda done: None)
+
+
+@torch.no_grad()
+def _cut(
+    parts: Parts, where: str, sinks: int, window: int, advance: Callable[[float], Any], sample: KeySample
+) -> tuple[Float[np.ndarray, "layer kv_head"], float] | None:
+    """What each key-value head's cut does to one sample, and the sample's loss; None if it is not answered."""
+    dense = _Sample(parts, sample, where, sinks, window)
+    return (dense.harm(advance), dense.loss) if dense.found else None
+
+
 class _Sample:
     """One sample: what enters each layer, and the keys and values of what is not computed anew."""
 
@@ -152,7 +170,7 @@ class _Sample:
         if where == "prompt":
             self.hidden[len(sample.prompt) :] = False
 
-    def harm(self, advance: Any) -> Float[np.ndarray, "layer kv_head"]:
+    def harm(self, advance: Callable[[float], Any]) -> Float[np.ndarray, "layer kv_head"]:
         """The rise of the loss for each key-value head that is cut."""
         found, groups = [], self.parts.graph.n_kv_heads
         for layer in range(self.parts.graph.n_layers):

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
 from interp.engine.identity import identity
 from interp.engine.parts import Parts
 from interp.engine.progress import track
+from interp.engine.shared import marked, sees
+from interp.engine.spread import in_order, spread
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.features.activations import shards as files
@@ -120,7 +123,7 @@ def harvest(
         "batch_tokens": tokens_at_once(parts, wanted, length, max_memory),
     }
     if directory is not None:
-        return _to_disk(parts, wanted, rows, shards, manifest, Path(directory))
+        return _to_disk(model, parts, wanted, rows, shards, manifest, Path(directory))
     one_pass = _pass(parts, wanted, rows, manifest)
     manifest["error"] = _error(one_pass, shards)
     sizes = [int(rows.kept[part.start : part.stop].sum()) for part in shards]
@@ -134,9 +137,15 @@ def harvest(
 
 
 def _to_disk(
-    parts: Parts, places: list[Place], rows: Rows, parts_of_rows: list[range], manifest: dict[str, Any], folder: Path
+    model: TransformerBridge,
+    parts: Parts,
+    places: list[Place],
+    rows: Rows,
+    parts_of_rows: list[range],
+    manifest: dict[str, Any],
+    folder: Path,
 ) -> ActivationStore:
-    with files.exclusive(folder):
+    with files.exclusive(folder), marked(folder) as mark:
         done: list[files.Shard] = []
         if (folder / files.MANIFEST).exists():
             before, done = files.read_manifest(folder)
@@ -153,8 +162,12 @@ def _to_disk(
         if "error" not in manifest:
             manifest["error"] = _error(one_pass, parts_of_rows)
         with track(sum(int(rows.kept[parts_of_rows[n]].sum()) for n in todo), "harvest") as advance:
-            for number in todo:
-                done[number : number + 1] = [_written(one_pass, parts_of_rows[number], folder, number)]
+            pieces = [(number, rows.part(parts_of_rows[number])) for number in todo]
+            given = (places, manifest, folder.resolve(), mark)
+            made = spread(pieces, lambda piece: _made(one_pass, parts_of_rows[piece[0]]), _begin, model, given)
+            written = ((at, _written(found, folder, todo[at])) for at, found in made)
+            for number, shard in zip(todo, in_order(written), strict=True):
+                done[number : number + 1] = [shard]
                 manifest["scale"] = _scales(manifest, done)
                 files.write_manifest(folder, manifest, done)
                 advance(done[number].tokens)
@@ -163,11 +176,33 @@ def _to_disk(
     return store
 
 
-def _written(one_pass: Pass, rows: range, folder: Path, number: int) -> files.Shard:
+Made = tuple[dict[str, Tensor], dict[str, float]]
+"""What a shard's file holds, and the sum of its activations' norms, by place."""
+
+
+def _made(one_pass: Pass, rows: range) -> Made:
     tensors, norms = one_pass.shard(rows), {}
     for name, x in list(tensors.items()):
         tensors[f"sum.{name}"], norms[name] = totals(x)
-    return files.write(folder, number, tensors | one_pass.rows.layout(rows), norms)
+    return tensors | one_pass.rows.layout(rows), norms
+
+
+def _written(made: Made | files.Shard, folder: Path, number: int) -> files.Shard:
+    return made if isinstance(made, files.Shard) else files.write(folder, number, *made)
+
+
+def _begin(
+    model: TransformerBridge, places: list[Place], manifest: Mapping[str, Any], folder: Path, mark: str
+) -> Callable[[tuple[int, Rows]], Made | files.Shard]:
+    """Makes shards with a worker's own model, and writes them where it sees the folder."""
+    parts, shared = verified(model), sees(folder, mark)
+
+    def make(piece: tuple[int, Rows]) -> Made | files.Shard:
+        number, rows = piece
+        made = _made(_pass(parts, places, rows, manifest), range(len(rows)))
+        return _written(made, folder, number) if shared else made
+
+    return make
 
 
 def _pass(parts: Parts, places: list[Place], rows: Rows, manifest: Mapping[str, Any]) -> Pass:

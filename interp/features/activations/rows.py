@@ -92,6 +92,18 @@ class Rows:
         cut = int(np.searchsorted(np.cumsum(self.mask(last)), wanted)) + 1
         return replace(self, starts=self.starts[: last + 1], stops=self.stops[: last + 1], cut=cut)
 
+    def part(self, rows: range) -> Rows:
+        """Some successive rows by themselves, with no more of the stream than they take."""
+        first, last = int(self.starts[rows.start]), int(self.stops[rows.stop - 1])
+        return replace(
+            self,
+            stream=self.stream[first:last],
+            document=self.document[first:last],
+            starts=self.starts[rows.start : rows.stop] - first,
+            stops=self.stops[rows.start : rows.stop] - first,
+            cut=self.cut if rows.stop == len(self) else None,
+        )
+
     def shards(self, size: int) -> list[range]:
         """Successive rows that hold about `size` kept tokens together."""
         number = (np.cumsum(self.kept) - self.kept) // size

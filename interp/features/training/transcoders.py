@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.engine.progress import track
+from interp.engine.shared import marked, sees
+from interp.engine.spread import elsewhere, spread
 from interp.engine.verify import verified
 from interp.errors import InterpError, UsageError, unknown_name
+from interp.features.activations.base import Activations
 from interp.features.activations.harvest import harvest
 from interp.features.activations.rows import Source
+from interp.features.activations.store import ActivationStore
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.architectures.registry import ARCHITECTURES
 from interp.features.architectures.transcoder import transcoder
@@ -102,30 +110,62 @@ def train_transcoders(
         seed=seed,
         split=split,
     )
-    made = {}
-    for layer in chosen:
+    widths = {place: place.width(graph) for pair in pairs.values() for place in pair}
+
+    def arguments(layer: int) -> dict[str, Any]:
         reads, writes = pairs[layer]
-        dictionary = transcoder(
-            reads,
-            writes,
-            reads.width(graph),
-            width,
-            d_out=writes.width(graph),
-            architecture=architecture,
-            skip=skip,
-            scale=store.scale(reads),
-            scale_out=store.scale(writes),
-            seed=seed + layer,
-            **(options or {}),
-        )
-        batches = store.batches(batch, pairs[layer], seed=seed, epochs=None)
-        train(dictionary, batches, tokens=tokens, settings=settings, directory=folder / f"layer_{layer}")
-        if dictionary.b_enc is not None:
-            save_circuit_tracer(dictionary, folder / f"layer_{layer}.safetensors")
-        made[layer] = dictionary
+        shared = {"architecture": architecture, "skip": skip, "seed": seed + layer, **(options or {})}
+        return {
+            "reads": reads,
+            "writes": writes,
+            "d_in": widths[reads],
+            "d_sae": width,
+            "d_out": widths[writes],
+        } | shared
+
+    training = {"batch": batch, "seed": seed, "tokens": tokens, "settings": settings}
+    made = {}
+    with marked(folder) as mark, track(len(chosen), "transcoders") if elsewhere() else nullcontext(_quiet) as advance:
+        given = (folder.resolve(), mark, training)
+        layers_of = [(layer, arguments(layer)) for layer in chosen]
+        here = partial(_trained, store, folder, training)
+        for number, dictionary in spread(layers_of, here, _begin, None, given):
+            made[chosen[number]] = dictionary
+            advance(1)
     if not keep:
         shutil.rmtree(folder / "activations", ignore_errors=True)
-    return made
+    return {layer: made[layer] for layer in chosen}
+
+
+def _quiet(done: float) -> None:
+    """No bar: each dictionary's training shows one of its own."""
+
+
+def _begin(
+    model: None, folder: Path, mark: str, training: Mapping[str, Any]
+) -> Callable[[tuple[int, dict[str, Any]]], Dictionary]:
+    """Trains transcoders in a worker, which reads activations and writes into the folder as this process does."""
+    if not sees(folder, mark):
+        raise InterpError(
+            f"the worker on {platform.node()} does not see {folder}: transcoders are trained over a cluster in a "
+            "directory on a file system that all its nodes share"
+        )
+    return partial(_trained, ActivationStore.open(folder / "activations"), folder, training)
+
+
+def _trained(
+    store: Activations, folder: Path, training: Mapping[str, Any], layer_of: tuple[int, dict[str, Any]]
+) -> Dictionary:
+    """One layer's transcoder, trained and written; `layer_of` is the layer and the arguments of the transcoder."""
+    layer, arguments = layer_of
+    reads, writes = arguments["reads"], arguments["writes"]
+    dictionary = transcoder(**arguments, scale=store.scale(reads), scale_out=store.scale(writes))
+    batches = store.batches(training["batch"], (reads, writes), seed=training["seed"], epochs=None)
+    length = {"tokens": training["tokens"], "settings": training["settings"]}
+    train(dictionary, batches, **length, directory=folder / f"layer_{layer}")
+    if dictionary.b_enc is not None:
+        save_circuit_tracer(dictionary, folder / f"layer_{layer}.safetensors")
+    return dictionary
 
 
 def load_transcoders(directory: str | os.PathLike[str]) -> dict[int, Dictionary]:
