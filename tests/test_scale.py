@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import xarray as xr
+from command_line import command
 from families import boot, hugging_face_model, tokenizer
 from prompts import random_task
 from test_attention_reach import as_keys
@@ -27,6 +33,7 @@ from interp.engine.shared import marked
 from interp.engine.spread import in_order, used
 from interp.engine.sweep import Part, finer
 from interp.errors import InterpError, UsageError
+from interp.features import ARCHITECTURES, TopK, TrainSettings, train
 from interp.features.activations.rows import rows_of
 from interp.scale.address import Address
 from interp.scale.files import Files, Missing, stored
@@ -62,8 +69,10 @@ def nodes():
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     small = {"num_cpus": 1, "object_store_memory": 100 << 20}
-    cluster = Cluster(initialize_head=True, head_node_args={**small, "ray_client_server_port": _free_port()})
+    port = _free_port()
+    cluster = Cluster(initialize_head=True, head_node_args={**small, "ray_client_server_port": port})
     cluster.add_node(**small)
+    cluster.client_port = port
     yield cluster
     ray.shutdown()
     cluster.shutdown()
@@ -277,6 +286,75 @@ def test_the_quality_of_plans_is_measured_by_workers_and_their_seconds_are_not(m
     assert there.values["quantity"].tolist() == here.values["quantity"].tolist()
 
 
+def _activations(n=12, batch=50, width=16):
+    """Batches of activations in a few directions."""
+    generator = torch.Generator().manual_seed(0)
+    directions = torch.randn(24, width, generator=generator)
+    codes = torch.rand(n * batch, 24, generator=generator) * (torch.rand(n * batch, 24, generator=generator) < 0.1)
+    return list((codes @ directions + 0.1).split(batch))
+
+
+STEPS = TrainSettings(lr=0.01, log_every=3, checkpoint_every=3, dead_after=150, clip=5.0)
+
+
+@needs_ray
+@pytest.mark.parametrize("architecture", ["topk", "standard", "jumprelu", "gated"])
+def test_training_by_two_workers_has_the_losses_of_one_with_the_whole_batch(two, architecture):
+    made, heard = ARCHITECTURES[architecture], []
+    options = {"k": 3} if architecture == "topk" else {}
+    here, there = (made(16, 32, seed=1, **options) for _ in range(2))
+    one = train(here, _activations(batch=51), steps=12, settings=STEPS)
+    with used(two):
+        other = train(there, _activations(batch=51), steps=12, settings=STEPS, report=heard.append)
+    assert [line["step"] for line in heard] == [3, 6, 9, 12]
+    assert heard == other.metrics
+    assert (other.steps, other.tokens, other.dictionary) == (12, 12 * 51, there)
+    for line, same in zip(one.metrics, other.metrics, strict=True):
+        assert set(line) == set(same)
+        for name in set(line) - {"tokens_per_second"}:
+            assert same[name] == pytest.approx(line[name], rel=1e-4, abs=1e-6), name
+    assert one.metrics[-1]["loss"] < 0.9 * one.metrics[0]["loss"]
+    for name, weight in here.state_dict().items():
+        torch.testing.assert_close(there.state_dict()[name], weight, rtol=1e-3, atol=1e-4)
+    assert not there.training
+
+
+@needs_ray
+def test_training_goes_on_from_its_checkpoint_when_a_worker_is_killed(two, tmp_path):
+    here, there = (TopK(16, 32, k=3, seed=1) for _ in range(2))
+    one, killed, heard = train(here, _activations(), steps=12, settings=STEPS), [], []
+
+    def kill_once(line):
+        heard.append(line["step"])
+        if line["step"] == 6:
+            killed.extend(two.pool.pids.values())
+            os.kill(killed[-1], signal.SIGKILL)
+
+    with used(two):
+        other = train(there, _activations(), steps=12, settings=STEPS, directory=tmp_path, report=kill_once)
+    assert len(killed) == 2
+    assert heard == [3, 6, 9, 12]
+    assert [line["loss"] for line in other.metrics] == pytest.approx([line["loss"] for line in one.metrics], rel=1e-4)
+    loaded = interp.features.Dictionary.load(tmp_path)
+    torch.testing.assert_close(loaded.W_dec, here.W_dec, rtol=1e-3, atol=1e-4)
+    assert sorted(file.name for file in tmp_path.iterdir() if "checkpoint" in file.name) == ["checkpoint.safetensors"]
+
+
+@needs_ray
+def test_what_can_not_be_trained_together_is_refused(two, tmp_path):
+    dictionary = TopK(16, 32, k=3)
+    with used(two):
+        with pytest.raises(UsageError, match="batch_topk dictionary chooses latents of the whole batch"):
+            train(ARCHITECTURES["batch_topk"](16, 32, k=3), _activations(), steps=2)
+        with pytest.raises(UsageError, match="resampling looks at the whole batch"):
+            train(dictionary, _activations(), steps=2, settings=TrainSettings(resample_every=1))
+        with pytest.raises(UsageError, match="not an iterator that can be gone through once"):
+            train(dictionary, iter(_activations()), steps=2)
+        with pytest.raises(UsageError, match="the activations end after 12 batches"):
+            train(dictionary, _activations(), steps=20)
+        assert len(two.pool.idle) == 2
+
+
 def test_files_that_a_node_has_not_are_sent_to_it_once(folder, model, tmp_path, monkeypatch):
     monkeypatch.setenv("INTERP_CACHE", str(tmp_path))
     monkeypatch.setattr("interp.scale.files._PIECE", 1000)
@@ -325,6 +403,49 @@ def test_workers_with_other_versions_are_refused(nodes, monkeypatch):
     one.ray, one.starting, one.pids, one.idle = Fake(), {"hello": "worker"}, {}, []
     with pytest.raises(InterpError, match=r"worker on node7 has torch 2\.0, this process has torch 1\.13; install"):
         one._let_in("hello")
+
+
+COMMANDS = """
+import sys
+from command_line import command
+for address in sys.argv[1:]:
+    done = command("patch", "induction", "--model", "toy-induction", "-n", "3", "--json", "--ray", address)
+    assert done.returncode == 0, done.stderr
+    print(done.stdout)
+"""
+
+
+@needs_ray
+def test_the_command_line_splits_over_local_workers_and_from_outside_of_a_cluster(nodes):
+    """The second worker has a node of its own, as the others' may be taken."""
+    further = nodes.add_node(num_cpus=1, object_store_memory=100 << 20)
+    done = subprocess.run(
+        [sys.executable, "-c", COMMANDS, "local:1", f"ray://127.0.0.1:{nodes.client_port}"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    nodes.remove_node(further)
+    assert done.returncode == 0, done.stderr
+    first, second = (json.loads(part) for part in done.stdout.split("\n\n") if part.strip())
+    here = json.loads(command("patch", "induction", "--model", "toy-induction", "-n", 3, "--json").stdout)
+    assert first["data"] == second["data"]
+    np.testing.assert_allclose(first["data"], here["data"], **CLOSE)
+
+
+@pytest.mark.parametrize(("address", "why"), [("local:0", "is no address of a cluster"), ("here", "ray://host:10001")])
+def test_the_command_line_refuses_what_is_no_address_before_anything_is_loaded(address, why):
+    for words in (["patch", "ioi"], ["retrieval-heads", "--by", "reach"], ["sae", "train", "-o", "x"]):
+        done = command(*words, "--ray", address)
+        assert done.returncode == 2
+        assert why in done.stderr
+
+
+def test_retrieval_by_copying_is_not_split():
+    done = command("retrieval-heads", "--ray", "local:2")
+    assert done.returncode == 2
+    assert "--ray goes with --by reach" in done.stderr
 
 
 @pytest.mark.parametrize(

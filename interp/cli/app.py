@@ -11,7 +11,8 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -30,6 +31,7 @@ __all__ = [
     "Examples",
     "Model",
     "Out",
+    "Ray",
     "Seed",
     "Split",
     "app",
@@ -70,6 +72,10 @@ Compute = Annotated[
     str | None,
     typer.Option(help="float32, to compute in it with weights in half precision, cast a matrix at a time."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(help="Split the work over a cluster: ray://host:10001, host:6379, auto, or local:2 for two workers."),
+]
 Out = Annotated[Path | None, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)]
 
 
@@ -91,7 +97,7 @@ def interp(
 def command(function: Callable[..., None]) -> Callable[..., None]:
     """Failures become one message on standard error: exit code 2 for a bad request, 1 for anything else.
 
-    A command's ``model`` is known, and its file there, before the command begins.
+    A command's ``model`` is known, and its file there, and its ``ray`` is an address, before the command begins.
     """
 
     @functools.wraps(function)
@@ -103,7 +109,14 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
             if "dtype" in kwargs:
                 known("precision", kwargs["dtype"], PRECISIONS)
             known("precision to compute in", kwargs.get("compute"), ("float32",))
-            function(*args, **kwargs)
+            if kwargs.get("ray") is not None:
+                _known_address(kwargs["ray"])
+            with ExitStack() as until_the_end:
+                token = _until_the_end.set(until_the_end)
+                try:
+                    function(*args, **kwargs)
+                finally:
+                    _until_the_end.reset(token)
             return
         except UsageError as error:
             message, code = str(error), 2
@@ -133,10 +146,19 @@ def fetched(name: str, accept_license: bool, dtype: str) -> None:
             fetch(name, dtype=dtype, accept_license=accept_license, progress=progress)
 
 
-def load(name: str, accept_license: bool, device: str | None, dtype: str) -> Any:
-    """A model, which is obtained first if it has to be."""
+_until_the_end: ContextVar[ExitStack] = ContextVar("until the end")
+"""What is left when the command ends."""
+
+
+def load(name: str, accept_license: bool, device: str | None, dtype: str, ray: str | None = None) -> Any:
+    """A model, which is obtained first if it has to be; with `ray`, what comes then is split over that cluster."""
     fetched(name, accept_license, dtype)
     import torch
+
+    if ray is not None:
+        from interp.scale import over
+
+        _until_the_end.get().enter_context(over(ray))
 
     from interp.models import load
 
@@ -197,6 +219,13 @@ def _known_model(name: str) -> None:
     from interp.models import named
 
     named(name)
+
+
+def _known_address(address: str) -> None:
+    from interp.scale.address import Address, imported
+
+    Address.parse(address)
+    imported()
 
 
 def numbers(text: str | None) -> list[int] | None:

@@ -10,7 +10,21 @@ import typer
 from rich import box
 from rich.table import Table
 
-from interp.cli.app import Accept, Device, Dtype, Model, app, command, known_text, load, out, plain, there, writable
+from interp.cli.app import (
+    Accept,
+    Device,
+    Dtype,
+    Model,
+    Ray,
+    app,
+    command,
+    known_text,
+    load,
+    out,
+    plain,
+    there,
+    writable,
+)
 from interp.errors import UsageError
 
 __all__ = ["compress", "methods", "tradeoff"]
@@ -110,6 +124,7 @@ def tradeoff(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
 ) -> None:
     """Measure plans beside the dense model and their controls: recall, loss, seconds and bytes, and a picture."""
     from interp import efficiency
@@ -121,7 +136,7 @@ def tradeoff(
     if len(read) < len(plans):
         raise UsageError("two plans have one name; put them into folders of different names")
     writable(directory)
-    deployed = efficiency.deploy(load(model, accept_license, device, dtype))
+    deployed = efficiency.deploy(load(model, accept_license, device, dtype, ray))
     measured = [
         efficiency.Text(text, max(1, n // 3), length, min(256, length // 2)),
         efficiency.Keys(1, length, n),

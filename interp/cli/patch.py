@@ -18,6 +18,7 @@ from interp.cli.app import (
     Examples,
     Model,
     Out,
+    Ray,
     Seed,
     Split,
     app,
@@ -65,6 +66,7 @@ def patch(
     device: Device = None,
     dtype: Dtype = "float32",
     compute: Compute = None,
+    ray: Ray = None,
 ) -> None:
     """Patch every node of one kind; print the strongest, and write scores and heatmaps to --out."""
     import interp
@@ -81,7 +83,7 @@ def patch(
         raise UsageError("--compute is for --method attribution and relevance methods such as relp, by themselves")
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device, dtype)
+    bridge = load(model, accept_license, device, dtype, ray)
     behaviour = interp.task(task, bridge, n=n, seed=seed, metric=metric, split=split)
     if against:
         _agreement(bridge, behaviour, methods, nodes, by_position, mode, directory, json)

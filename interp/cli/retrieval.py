@@ -16,6 +16,7 @@ from interp.cli.app import (
     Dtype,
     Model,
     Out,
+    Ray,
     app,
     command,
     known,
@@ -57,6 +58,7 @@ def retrieval_heads(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
 ) -> None:
     """Find the heads that copy a needle out of a haystack, and say how well the model does that at all."""
     import interp
@@ -65,12 +67,14 @@ def retrieval_heads(
     known("way to find them (--by)", by, ("copying", "reach"))
     if by == "reach" and mask:
         raise UsageError("--mask goes with --by copying; a cut head is masked already")
+    if ray is not None and by == "copying":
+        raise UsageError("--ray goes with --by reach, whose samples are split over a cluster; copying runs here")
     sizes, places = numbers(lengths) or [], _fractions(depths)
     if not (by == "reach" and haystack == "noise"):
         known_text(haystack)
     if directory:
         writable(directory)
-    bridge = load(model, accept_license, device, dtype)
+    bridge = load(model, accept_license, device, dtype, ray)
     if by == "reach":
         cut = interp.attention.head_reach(bridge, length=sizes, n=n, haystack=haystack, seed=seed, window=window)
         _reach(cut, directory, json)

@@ -17,6 +17,7 @@ from interp.cli.app import (
     Device,
     Dtype,
     Model,
+    Ray,
     app,
     command,
     known,
@@ -63,6 +64,7 @@ def train(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
 ) -> None:
     """Harvest activations and train a dictionary on them; the same command goes on after an interruption."""
     from interp import features
@@ -78,7 +80,7 @@ def train(
     settings = features.TrainSettings(lr=lr, seed=seed)
     check_length(directory / "checkpoint.safetensors", tokens, batch, settings)
     made = features.ARCHITECTURES[arch]
-    bridge = load(model, accept_license, device, dtype)
+    bridge = load(model, accept_license, device, dtype, ray)
     d_in, began = place.width(Graph.of(bridge)), time.perf_counter()
     store = features.harvest(
         bridge,
@@ -134,6 +136,7 @@ def transcoders(
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
+    ray: Ray = None,
 ) -> None:
     """Train a transcoder for each of some layers; the same command goes on after an interruption."""
     from interp import features
@@ -145,7 +148,7 @@ def transcoders(
     writable(directory)
     made = features.ARCHITECTURES[arch]
     features.train_transcoders(
-        load(model, accept_license, device, dtype),
+        load(model, accept_license, device, dtype, ray),
         chosen,
         text,
         directory=directory,

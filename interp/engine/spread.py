@@ -7,11 +7,11 @@ It neither knows nor imports what runs there; `interp.scale` does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from contextvars import ContextVar
 from typing import Any, Protocol, TypeVar
 
-__all__ = ["Elsewhere", "elsewhere", "in_order", "part_count", "spread", "used"]
+__all__ = ["Died", "Elsewhere", "Together", "elsewhere", "in_order", "part_count", "spread", "used"]
 
 P = TypeVar("P")
 R = TypeVar("R")
@@ -29,6 +29,20 @@ class Elsewhere(Protocol):
         self, begin: Callable[..., Callable[[Any], Any]], model: Any, given: tuple, parts: Sequence[Any]
     ) -> Iterator[tuple[int, Any]]:
         """The number of each part, and what came out of it, as it comes out."""
+
+    def together(self, begin: Callable[..., Callable[[Any], Any]], given: tuple) -> AbstractContextManager[Together]:
+        """All workers at the same work, each with ``begin(None, *given, rank, processes, address)``.
+
+        The address is one at which the first of them can be met. Within the block a call gives what comes out of a part
+        in every worker, in the order of ranks; it raises `Died` when a worker dies.
+        """
+
+
+Together = Callable[[Any], list[Any]]
+
+
+class Died(Exception):
+    """One of the workers that work together died."""
 
 
 _in_force: ContextVar[Elsewhere | None] = ContextVar("elsewhere", default=None)

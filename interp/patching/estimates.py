@@ -95,6 +95,7 @@ class Plan:
             "layers": layers,
             "indices": indices,
             "positions": positions,
+            "compute": compute,
         }
         self.settings = {"layers": layers, "indices": indices, "positions": positions}
         self.axes = {

@@ -209,6 +209,7 @@ class Experiment:
             "metrics": self.metrics,
             "corpus": None if self.corpus is None else self.corpus.cpu(),
             "seed": self.seed,
+            "compute": self.compute,
         }
         return self.task.to(torch.device("cpu")), settings, cells
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from interp.engine.spread import used
+from interp.engine.spread import Together, used
 from interp.errors import InterpError, UsageError
 from interp.scale.address import Address, imported
 from interp.scale.pool import Pool
@@ -34,6 +34,10 @@ class Cluster:
     ) -> Iterator[tuple[int, Any]]:
         """See `interp.scale.pool.Pool.compute`."""
         return self.pool.compute(begin, model, given, parts)
+
+    def together(self, begin: Callable[..., Callable[[Any], Any]], given: tuple) -> AbstractContextManager[Together]:
+        """See `interp.engine.spread.Elsewhere.together`."""
+        return self.pool.together(begin, given)
 
     def __repr__(self) -> str:
         return f"Cluster({self.address}, {self.n_workers} workers of {self.threads} threads)"

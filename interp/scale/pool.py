@@ -7,10 +7,12 @@ import os
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 from interp.engine.identity import identity, versions
+from interp.engine.spread import Died, Together
 from interp.errors import InterpError, UsageError
 from interp.models._origin import origin
 from interp.scale.files import Files, Missing, stored
@@ -22,6 +24,10 @@ _TRIES = 3
 """How many workers may die of one part before it is given up."""
 _PATIENCE = 60.0
 """Seconds for a new worker to come up."""
+_FURTHER = 10.0
+"""Seconds for others to come up when one has."""
+_GRACE = 5.0
+"""Seconds in which Ray notices a death that other workers have noticed."""
 
 
 class Pool:
@@ -100,6 +106,59 @@ class Pool:
                 self._replace(worker)
             raise
 
+    @contextmanager
+    def together(self, begin: Callable[..., Callable[[Any], Any]], given: tuple) -> Iterator[Together]:
+        """All workers at the same work; see `interp.engine.spread.Elsewhere.together`."""
+        self._await()
+        workers, self.idle = self.idle, []
+        busy: dict[Any, Any] = {}
+        try:
+            address = self.ray.get(workers[0].place.remote())
+            jobs = [
+                Job(next(self._numbers), begin, None, (*given, rank, len(workers), address))
+                for rank in range(len(workers))
+            ]
+            references = [[self.ray.put(job)] for job in jobs]
+
+            def call(part: Any) -> list[Any]:
+                for worker, reference, job in zip(workers, references, jobs, strict=True):
+                    busy[worker.compute.remote(reference, job.number, part)] = worker
+                return self._all(busy)
+
+            yield call
+        except Died:
+            busy = dict(enumerate(workers))  # what those who live have of the others is broken
+            raise
+        finally:
+            for worker in workers:
+                if worker in busy.values():
+                    self.ray.kill(worker)
+                    self._replace(worker)
+                else:
+                    self.idle.append(worker)
+
+    def _all(self, busy: dict[Any, Any]) -> list[Any]:
+        """What comes out of every worker's part, none of which is then busy.
+
+        When one fails, the others are waited for only to see whether they fail, too, or one died.
+        """
+        sent, found = list(busy), {}
+        failed: BaseException | None = None
+        while busy:
+            done, _ = self.ray.wait(list(busy), timeout=None if failed is None else _GRACE)
+            if not done:
+                break
+            try:
+                found[done[0]] = self.ray.get(done[0])
+            except self.ray.exceptions.RayTaskError as error:
+                failed = failed or error.cause
+            except self.ray.exceptions.RayError as error:
+                raise Died(_first_line(error)) from None
+            del busy[done[0]]
+        if failed is not None:
+            raise failed
+        return [found[one] for one in sent]
+
     def close(self) -> None:
         """Ends the workers."""
         for worker in (*self.idle, *self.starting.values()):
@@ -129,11 +188,13 @@ class Pool:
                 )
 
     def _await(self) -> None:
-        """Waits until all workers are up, or for some time for the first one."""
-        began = time.monotonic()
-        while self.starting and time.monotonic() - began < _PATIENCE:
+        """Waits for the first worker, and some more seconds for the others, which can come later."""
+        until, first = time.monotonic() + _PATIENCE, bool(self.idle)
+        while self.starting and time.monotonic() < until:
             for hello in self.ray.wait(list(self.starting), timeout=1.0)[0]:
                 self._let_in(hello)
+            if self.idle and not first:
+                until, first = time.monotonic() + _FURTHER, True
         if not self.idle:
             free = self.ray.available_resources().get("CPU", 0)
             raise InterpError(

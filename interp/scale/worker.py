@@ -118,6 +118,16 @@ def actor() -> type:
                     found[name] = "none"
             return platform.node(), os.getpid(), found
 
+        def place(self) -> str:
+            """An address at which others can meet this process."""
+            import socket
+
+            import ray
+
+            with socket.socket() as free:
+                free.bind(("", 0))
+                return f"tcp://{ray.util.get_node_ip_address()}:{free.getsockname()[1]}"
+
         def compute(self, references: list, number: int, part: Any) -> Any:
             import ray
             import torch

@@ -89,6 +89,10 @@ class ActivationStore(Activations):
         sums = [self.load(number, [f"sum.{name}"])[f"sum.{name}"] for number in range(len(self.shards))]
         return torch.stack(sums).sum(0), sum(shard.norms[name] for shard in self.shards), self.n_tokens
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Another process may stand in another folder."""
+        return {**vars(self), "folder": self.folder.resolve()}
+
     def __repr__(self) -> str:
         return f"ActivationStore({self.folder}, {self.n_tokens:,} tokens at {', '.join(self.manifest['places'])})"
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from interp.engine.spread import elsewhere
 from interp.errors import UsageError
 from interp.features.architectures.dictionary import Dictionary
 from interp.features.training.run import Objective, Run
@@ -43,6 +44,9 @@ def train(
 ) -> Training:
     """Trains a dictionary, in place.
 
+    Over a cluster (`interp.scale.over`) each worker takes its share of every batch, and gradients are averaged: the
+    losses are those of one process with the whole batch, but for rounding.
+
     Args:
         dictionary: What to train. It is moved to the batches' ``device``, where they have one: that of the model.
         batches: Activations, batch by batch: tensors "batch d", pairs (read, to be written), triples with the loss's
@@ -74,6 +78,12 @@ def train(
     if (steps if steps is not None else tokens or 0) < 1:
         raise UsageError(f"the length of training must be positive, got {steps if tokens is None else tokens}")
     settings = TrainSettings() if settings is None else settings
+    if (workers := elsewhere()) is not None and objective is None:
+        from interp.features.training.together import train_together
+
+        where = None if directory is None else Path(directory)
+        ended = train_together(workers, dictionary, batches, (steps, tokens), settings, where, resume, report)
+        return Training(dictionary, ended.steps, ended.tokens, ended.metrics, where)
     run = Run(dictionary, batches, settings, None if directory is None else Path(directory), report, objective)
     run.begin(steps, tokens, resume)
     with run.progress() as bar:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,17 @@ class Moments:
         self._squares += torch.linalg.vecdot(centred, centred).sum()
         self._errors += torch.linalg.vecdot(error, error).sum()
 
+    def pooled(self, mean: Callable[[Tensor], Tensor], processes: int) -> None:
+        """Puts the moments of all processes in place of this one's; `mean` is the mean over them."""
+        assert self._shift is not None
+        centre = mean(self._shift.double())
+        off = self._shift.double() - centre
+        squares = self._squares + 2 * off @ self._sum + self.n * off @ off
+        total = self._sum + self.n * off
+        n = torch.tensor(self.n, dtype=torch.float64, device=total.device)
+        self._shift, self._sum, self._squares = centre, processes * mean(total), processes * mean(squares)
+        self._errors, self.n = processes * mean(self._errors.double()), round(float(processes * mean(n)))
+
     def r2(self) -> float:
         """R², over all that was added; NaN if the activations do not vary."""
         mean = self._sum / self.n
@@ -52,12 +64,18 @@ class Window:
         self._moments, self._steps, self._began = Moments(), 0, time.perf_counter()
         self.sums: dict[str, Tensor] = {}
 
-    def add(self, batch: Batch, step: Step) -> None:
+    def add(self, batch: Batch, step: Step, weight: float = 1.0) -> None:
+        """Adds a step; `weight` is what its means count among those of other processes."""
         self._steps += 1
         self._moments.add(batch.target, step.error)
         active = step.codes.values.detach().count_nonzero() / step.codes.n_rows  # no code is negative
         for name, value in {"loss": step.loss.detach(), **step.terms, **step.seen, "l0": active}.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value.detach().double()
+            self.sums[name] = self.sums.get(name, 0.0) + weight * value.detach().double()
+
+    def pooled(self, mean: Callable[[Tensor], Tensor], processes: int) -> None:
+        """Puts the averages over all processes in place of this one's; `mean` is the mean over them."""
+        self.sums = {name: mean(value) for name, value in self.sums.items()}
+        self._moments.pooled(mean, processes)
 
     def line(self, step: int, tokens: int, dead: float, lr: float) -> dict[str, Any]:
         """The report of this window."""

@@ -150,14 +150,16 @@ class Run:
     def advance(self) -> None:
         """One batch."""
         settings, dictionary = self.settings, self.dictionary
-        batch = self._next()
+        whole = self._next()
+        batch = self._share(whole)
         dead = self.idle > settings.dead_after
         device = dictionary.b_dec.device.type
         with torch.autocast(device, torch.bfloat16, enabled=settings.bf16):
-            step = self.objective.step(batch, settings.sparsity_at(self.step, self.total), dead)
-        loss = step.loss
-        if not math.isfinite(float(loss.detach())):
-            raise self._not_finite(float(loss.detach()))
+            step = self._step(batch, settings.sparsity_at(self.step, self.total), dead)
+        weight = self._weight(batch, whole)
+        loss = step.loss * weight
+        if not math.isfinite(mean := float(self._mean(loss.detach()))):
+            raise self._not_finite(mean)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         dictionary.project_gradient()
@@ -168,15 +170,36 @@ class Run:
             group["lr"] = lr
         self.optimizer.step()
         dictionary.after_update()
-        self.step, self.tokens = self.step + 1, self.tokens + len(batch.x)
-        self.idle += len(batch.x)
-        self.idle[step.codes.fired()] = 0
+        self.step, self.tokens = self.step + 1, self.tokens + len(whole.x)
+        self.idle += len(whole.x)
+        self.idle[self._fired(step)] = 0
         self._maybe_resample(batch, step)
-        self.window.add(batch, step)
+        self.window.add(batch, step, weight)
         if self.step % settings.log_every == 0 or self.step == self.total:
             self._report(lr)
         if self.path and (self.step % settings.checkpoint_every == 0 or self.step == self.total):
             self._checkpoint()
+
+    # What differs where several processes share every batch, see `interp.features.training.together`
+
+    def _share(self, batch: Any) -> Any:
+        """This process's share of a batch."""
+        return batch
+
+    def _step(self, batch: Any, sparsity: float, dead: Tensor) -> Step:
+        return self.objective.step(batch, sparsity, dead)
+
+    def _weight(self, share: Any, batch: Any) -> float:
+        """What makes the mean over processes of the means over shares the mean over the batch."""
+        return 1.0
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """The mean over all processes."""
+        return x
+
+    def _fired(self, step: Step) -> Tensor:
+        """The latents that fired, in any process."""
+        return step.codes.fired()
 
     def _maybe_resample(self, batch: Batch, step: Step) -> None:
         if self.settings.resamples_at(self.step, self.total):
