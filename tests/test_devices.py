@@ -14,6 +14,8 @@ from prompts import random_task
 from test_attention_retrieval import COPY_LENGTH, induction_samples
 
 import interp
+from interp.attention.sinks.census import census
+from interp.circuits.exact import EdgeExperiment
 from interp.efficiency import METHODS, Cost, Text, calibration, deploy, deployment, make, tradeoff
 from interp.efficiency.kv_cache.geometry import geometry as shape_of
 from interp.efficiency.pruning import GradientScores
@@ -75,6 +77,8 @@ class TestTheDevice:
                 mix()
         with pytest.raises(TypeError, match="numpy"):
             there.numpy()
+        with pytest.raises(NotImplementedError):
+            torch._convert_weight_to_int4pack_for_cpu(torch.ones(64, 64, dtype=torch.int32, device=ELSEWHERE), 1)
         with pytest.raises(RuntimeError, match="generator"):
             torch.randn(3, generator=torch.Generator(), device=ELSEWHERE)
 
@@ -86,6 +90,14 @@ class TestTheDevice:
         here.copy_(there)
         assert here.device.type == "cpu"
         assert here.sum() == 12
+
+    def test_it_counts_waits_and_transfers(self, elsewhere):
+        there = torch.ones(3, 4).to(ELSEWHERE)
+        assert elsewhere.transfers == [("cpu", "elsewhere", 48)]
+        assert there.sum() == 12  # the answer comes home
+        assert bool(there.any())
+        assert there.nonzero().shape == (12, 2)
+        assert elsewhere.waits == 3
 
     def test_a_mix_in_a_backward_pass_is_seen(self):
         class Wrong(torch.autograd.Function):
@@ -395,3 +407,35 @@ class TestCalibration:
     def test_heads_are_searched_and_answers_measured(self):
         calibration.search_heads(hf(), task(4))
         calibration.answers(hf(), task(4))
+
+
+# Waiting for the device, and carrying data to and fro
+
+
+def moved(device, since=0):
+    return sum(size for _, _, size in device.transfers[since:])
+
+
+def test_no_port_of_an_edge_walk_waits_for_the_device(elsewhere):
+    edges = EdgeExperiment(Experiment(model(), task(1)))
+    edges.metric(slice(0, 1), edges.known)
+    before = elsewhere.waits
+    edges.metric(slice(0, 1), edges.known)
+    assert elsewhere.waits == before
+
+
+def test_a_census_of_sinks_brings_home_only_what_it_keeps(elsewhere):
+    before = len(elsewhere.transfers)
+    found = census(model(), TEXTS.to(ELSEWHERE))
+    assert not lies_elsewhere(found.received)
+    kept = [getattr(found, name) for name in ("received", "own", "value_norm", "resid_norm", "size", "median")]
+    assert moved(elsewhere, before) <= sum(x.nbytes for x in kept) + TEXTS.nbytes + 4096
+
+
+def test_a_stream_of_activations_stays_on_the_device(elsewhere):
+    stream = interp.features.harvest(model(), "resid_post.1", TEXTS, length=24)
+    before = len(elsewhere.transfers)
+    for batch in stream.batches(32):
+        assert lies_elsewhere(batch)
+    home = [size for _, to, size in elsewhere.transfers[before:] if to == "cpu"]
+    assert sum(home) < 4 * 32  # less than one activation

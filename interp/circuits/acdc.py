@@ -71,7 +71,7 @@ def acdc(
     rows = slice(0, len(edges.experiment.task))
     divergence = not edges.experiment.metrics[0].higher_is_clean
     out = edges.known & ~tried
-    current = edges.metric(rows, out)[0, :, 0].mean()
+    current = edges.metric(rows, out)[0, :, 0].mean().cpu()
     change = torch.zeros(edges.known.shape)
     with track(int(tried.sum()), "acdc") as advance:
         for port in reversed(range(len(tried))):
@@ -81,7 +81,7 @@ def acdc(
                 also = torch.zeros(len(batch), tried.shape[1], dtype=torch.bool)
                 for i, node in enumerate(batch):
                     also[i:, node] = True
-                values = edges.metric(rows, out, port, also)[:, :, 0].mean(1)
+                values = edges.metric(rows, out, port, also)[:, :, 0].mean(1).cpu()
                 runs += len(batch)
                 for i, node in enumerate(batch):
                     step = values[i] - current

@@ -146,9 +146,10 @@ class _Run:
     """One call of `EdgeWalk.replaced`: rows "(row batch)" on their way through the blocks."""
 
     def __init__(self, walk: EdgeWalk, out: Tensor, port: int | None, also: Tensor | None) -> None:
-        device = walk.difference.device
-        self.walk, self.port, self.out = walk, port, out.to(device)
-        self.also = out.new_zeros(1, out.shape[1]).to(device) if also is None else also.to(device)
+        # what is asked of the masks is answered by the processor, so that no port waits for the model's device
+        self.walk, self.port, self.out = walk, port, out.cpu()
+        self.also = torch.zeros(1, out.shape[1], dtype=torch.bool) if also is None else also.cpu()
+        self.factors, self.also_factors = (mask.to(walk.difference) for mask in (self.out, self.also))
         self.rows = len(self.also)
         self.known = 0
         self.late: list[tuple[slice, Tensor]] = []
@@ -160,15 +161,15 @@ class _Run:
         if not own and not wanted.any():
             return None
         difference, early = self.walk.difference, slice(0, self.known)
-        dtype = difference.dtype
-        total = torch.einsum("pu,ubsd->pbsd", wanted[:, early].to(dtype), difference[early]).repeat(1, self.rows, 1, 1)
-        extra = torch.einsum("ru,ubsd->rbsd", self.also[:, early].to(dtype), difference[early]).flatten(0, 1)
+        ours, also = self.factors[port : port + count], self.also_factors
+        total = torch.einsum("pu,ubsd->pbsd", ours[:, early], difference[early]).repeat(1, self.rows, 1, 1)
+        extra = torch.einsum("ru,ubsd->rbsd", also[:, early], difference[early]).flatten(0, 1)
         for nodes, late in self.late:
             if wanted[:, nodes].any():
-                total = total + torch.einsum("pu,umsd->pmsd", wanted[:, nodes].to(dtype), late)
+                total = total + torch.einsum("pu,umsd->pmsd", ours[:, nodes], late)
             if own and self.also[:, nodes].any():
                 each = late.unflatten(1, (self.rows, -1))
-                extra = extra + torch.einsum("ru,urbsd->rbsd", self.also[:, nodes].to(dtype), each).flatten(0, 1)
+                extra = extra + torch.einsum("ru,urbsd->rbsd", also[:, nodes], each).flatten(0, 1)
         if own and self.port is not None:
             total[self.port - port] += extra
         return total

@@ -107,9 +107,9 @@ def census(model: Any, tokens: Int[Tensor, "text pos"], visitor: Visitor | None 
             stream(parts, batch, taker.see, visitor=taker)
             pieces.append(taker)
             advance(len(batch))
-    by_text = {name: torch.cat([getattr(piece, name) for piece in pieces], 1) for name in _BY_TEXT}
+    by_text = {name: torch.cat([getattr(piece, name) for piece in pieces], 1).cpu() for name in _BY_TEXT}
     found, values = (
-        torch.cat([torch.cat(each) for each in lists])
+        torch.cat([torch.cat(each) for each in lists]).cpu()
         for lists in ([piece.found for piece in pieces], [piece.values for piece in pieces])
     )
     return Census(tokens=tokens.cpu(), massive=found, massive_values=values, **by_text)
@@ -134,33 +134,37 @@ _BY_TEXT = ("received", "own", "value_norm", "resid_norm", "size", "median")
 
 
 class _Taker(Visitor):
-    """Reduces every activation of one batch where it arises; `start` is the batch's first text."""
+    """Reduces every activation of one batch where it arises, on its device; `start` is the batch's first text."""
 
     def __init__(self, parts: Parts, tokens: Tensor, start: int, inner: Visitor) -> None:
         graph, (texts, length) = parts.graph, tokens.shape
         wide = torch.float64 if parts.dtype == torch.float64 else torch.float32
         self.start, self.inner = start, inner
-        self.received = torch.zeros(graph.n_layers, texts, graph.n_heads, length, dtype=wide)
+
+        def zeros(*shape: int, dtype: torch.dtype = wide) -> Tensor:
+            return torch.zeros(*shape, dtype=dtype, device=parts.device)
+
+        self.received = zeros(graph.n_layers, texts, graph.n_heads, length)
         self.own = torch.zeros_like(self.received)
-        self.value_norm = torch.zeros(graph.n_layers, texts, graph.n_kv_heads, length, dtype=wide)
-        self.resid_norm = torch.zeros(graph.n_layers, texts, length, dtype=wide)
+        self.value_norm = zeros(graph.n_layers, texts, graph.n_kv_heads, length)
+        self.resid_norm = zeros(graph.n_layers, texts, length)
         self.size = torch.zeros_like(self.resid_norm)
-        self.median = torch.zeros(graph.n_layers, texts, dtype=wide)
-        self.found: list[Tensor] = [torch.zeros(0, 4, dtype=torch.long)]
-        self.values: list[Tensor] = [torch.zeros(0, dtype=wide)]
+        self.median = zeros(graph.n_layers, texts)
+        self.found: list[Tensor] = [zeros(0, 4, dtype=torch.long)]
+        self.values: list[Tensor] = [zeros(0)]
 
     def see(self, seen: Patterns) -> None:
         stop = seen.pattern.shape[3]
         pattern = seen.pattern.to(self.received.dtype)
-        self.received[seen.layer, :, :, :stop] += pattern.sum(2).cpu()
-        self.own[seen.layer, :, :, seen.first : stop] = pattern[..., seen.first :].diagonal(dim1=2, dim2=3).cpu()
+        self.received[seen.layer, :, :, :stop] += pattern.sum(2)
+        self.own[seen.layer, :, :, seen.first : stop] = pattern[..., seen.first :].diagonal(dim1=2, dim2=3)
 
     def visit(self, layer: int, site: str, first: int, x: Tensor) -> Tensor:
         x = self.inner.visit(layer, site, first, x)
         if site == "v":
-            self.value_norm[layer] = x.to(self.size.dtype).norm(dim=-1).transpose(1, 2).cpu()
+            self.value_norm[layer] = x.to(self.size.dtype).norm(dim=-1).transpose(1, 2)
         elif site == "resid_post":
-            self._residual(layer, x.to(self.size.dtype).cpu())
+            self._residual(layer, x.to(self.size.dtype))
         return x
 
     def _residual(self, layer: int, x: Tensor) -> None:
@@ -172,7 +176,7 @@ class _Taker(Visitor):
             at = (size > bound[:, None, None]).nonzero()
             self.values.append(x[tuple(at.T)])
             at[:, 0] += self.start
-            self.found.append(torch.cat([torch.full((len(at), 1), layer), at], 1))
+            self.found.append(torch.cat([torch.full_like(at[:, :1], layer), at], 1))
 
 
 def _median(x: Float[Tensor, "row number"]) -> Float[Tensor, " row"]:
