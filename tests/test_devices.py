@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import warnings
 
+import accelerate
 import numpy as np
 import pytest
 import torch
+from command_line import command
 from elsewhere import ELSEWHERE, Elsewhere, MixedDevices, lies_elsewhere
-from families import tiny
+from families import boot, hugging_face_model, tiny
 from prompts import random_task
 from test_attention_retrieval import COPY_LENGTH, induction_samples
 
@@ -19,6 +21,7 @@ from interp.circuits.exact import EdgeExperiment
 from interp.efficiency import METHODS, Cost, Text, calibration, deploy, deployment, make, tradeoff
 from interp.efficiency.kv_cache.geometry import geometry as shape_of
 from interp.efficiency.pruning import GradientScores
+from interp.errors import UsageError
 from interp.features import geometry
 from interp.features.interventions import functions
 from interp.patching.experiment import Experiment
@@ -407,6 +410,44 @@ class TestCalibration:
     def test_heads_are_searched_and_answers_measured(self):
         calibration.search_heads(hf(), task(4))
         calibration.answers(hf(), task(4))
+
+
+# Where a model can lie
+
+
+@pytest.mark.parametrize("name", ["cuda:7", "warp", "meta"])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(name, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: False)
+    with pytest.raises(UsageError, match=rf"device '{name}' can't be used.*this machine has cpu; .*to take cpu"):
+        interp.load("toy-induction", device=name)
+    told = command("patch", "induction", "--model", "toy-induction", "--device", name)
+    assert told.returncode == 2
+    assert "this machine has cpu" in told.stderr
+
+
+def test_accelerators_are_named_with_their_numbers(monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 2)
+    with pytest.raises(UsageError, match=r"this machine has cpu, cuda:0, cuda:1; leave it out to take cuda"):
+        interp.load("toy-induction", device="warp")
+
+
+class TestSpread:
+    def test_a_model_on_two_devices_is_refused_by_name(self):
+        spread = tiny("llama")
+        spread.blocks[1].to(ELSEWHERE)
+        for use in (lambda: interp.patching.activation(spread, task(), "heads"), lambda: deploy(spread)):
+            with pytest.raises(UsageError, match=r"spread over 2 devices \(.* on cpu, model\.layers\.1\..* on private"):
+                use()
+
+    def test_a_model_that_accelerate_offloads_is_refused(self):
+        original = hugging_face_model("llama")
+        accelerate.cpu_offload(original, execution_device="cpu")
+        offloaded = boot(original)
+        for use in (lambda: interp.patching.activation(offloaded, task(), "heads"), lambda: deploy(offloaded)):
+            with pytest.raises(UsageError, match=r"weights of this model are offloaded"):
+                use()
 
 
 # Waiting for the device, and carrying data to and fro

@@ -151,10 +151,13 @@ _until_the_end: ContextVar[ExitStack] = ContextVar("until the end")
 
 
 def load(name: str, accept_license: bool, device: str | None, dtype: str, ray: str | None = None) -> Any:
-    """A model, which is obtained first if it has to be; with `ray`, what comes then is split over that cluster."""
-    fetched(name, accept_license, dtype)
+    """A model, obtained first if it has to be, and if its device is there; with `ray`, what comes is split over that."""
     import torch
 
+    from interp.models._device import device_of
+
+    device_of(device)
+    fetched(name, accept_license, dtype)
     if ray is not None:
         from interp.scale import over
 

@@ -16,7 +16,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import PreTrainedModel
 
 from interp.engine.identity import identity
-from interp.engine.parts import without_hooks
+from interp.engine.parts import on_one_device, without_hooks
 from interp.engine.precision import in_float32
 from interp.errors import UsageError
 from interp.models._origin import origin, remember
@@ -71,6 +71,7 @@ def deploy(model: TransformerBridge) -> PreTrainedModel:
     if not isinstance(model, TransformerBridge):
         raise UsageError(f"deploy takes a TransformerBridge, as interp.load gives it; got {type(model).__name__}")
     without_hooks(model, "the deployed model")
+    on_one_device(model)
     original: Any = model.original_model
     weights = {name.replace(WRAPPER, ""): tensor for name, tensor in _weights(original).items()}
     plain: Any = skeleton(original.config, type(original))

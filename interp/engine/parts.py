@@ -19,7 +19,7 @@ from interp.errors import UsageError
 from interp.graph import Graph
 from interp.upstream import turning
 
-__all__ = ["Block", "Multiplied", "Norm", "Parts", "parts_of"]
+__all__ = ["Block", "Multiplied", "Norm", "Parts", "on_one_device", "parts_of", "without_hooks"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,7 @@ def parts_of(model: TransformerBridge) -> Parts:
     """
     graph = Graph.of(model)
     without_hooks(model, "an analysis")
+    on_one_device(model)
     bridge: Any = model
     weight = bridge.embed.original_component.weight
     config = getattr(bridge.original_model, "config", None)
@@ -152,6 +153,31 @@ def _wiring(handle: Any) -> bool:
     """Whether a hook is the bridge's own: where an MLP is no module (OPT), the hooks of its maps call its own."""
     made_in = str(getattr(handle.user_hook, "__module__", ""))
     return bool(handle.is_permanent) and made_in.startswith("transformer_lens.")
+
+
+def on_one_device(model: TransformerBridge) -> None:
+    """Refuses a bridge whose weights lie on several devices or are offloaded, as `device_map` of transformers does it.
+
+    Accelerate moves activations between modules where they are called; the walk reads weights without calling them.
+
+    Raises:
+        UsageError: There are weights on several devices, or on none; the message names them.
+    """
+    places: dict[str, str] = {}
+    for name, weight in model.named_parameters():
+        places.setdefault(str(weight.device), name.replace("_original_component.", ""))
+    if "meta" in places:
+        raise UsageError(
+            f"weights of this model are offloaded ({places['meta']} among them): they are read from elsewhere only "
+            "while a module is called, which an analysis does not wait for; load it whole, with interp.load(..., "
+            "device=...), in dtype=torch.bfloat16 if it is too large"
+        )
+    if len(places) > 1:
+        told = ", ".join(f"{name} on {place}" for place, name in places.items())
+        raise UsageError(
+            f"this model is spread over {len(places)} devices ({told}), and an analysis wants it on one: load it with "
+            "interp.load(..., device=...), in dtype=torch.bfloat16 if it is too large"
+        )
 
 
 def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:

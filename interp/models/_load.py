@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from interp.errors import InterpError, UsageError, unknown_name
+from interp.models._device import device_of
 from interp.models._fetch import fetch, in_precision, stored
 from interp.models._gguf_header import check_header
 from interp.models._hub import boot_hub, official_name
@@ -62,7 +63,7 @@ def load(
     meant = named(name)
     import torch
 
-    place, kind = _device(device), dtype or torch.float32
+    place, kind = device_of(device), dtype or torch.float32
     with torch.inference_mode(False):  # no gradient would go through weights made in it
         if isinstance(meant, ModelCard):
             model = _load_known(meant, place, kind, accept_license)
@@ -143,20 +144,3 @@ def _load_cached(directory: Path, name: str, device: torch.device, dtype: torch.
 
         checked.result()
     return boot_directory(directory, name, device, dtype)
-
-
-def _device(device: str | torch.device | None) -> torch.device:
-    import torch
-
-    if device is None:
-        found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return found or torch.device("cpu")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without that device
-        reason = str(error).splitlines()[0]
-        raise UsageError(
-            f"device {str(device)!r} can't be used: {reason}; leave it out to take what there is"
-        ) from None
-    return place
