@@ -151,7 +151,7 @@ _until_the_end: ContextVar[ExitStack] = ContextVar("until the end")
 
 
 def load(name: str, accept_license: bool, device: str | None, dtype: str, ray: str | None = None) -> Any:
-    """A model, obtained first if it has to be, and if its device is there; with `ray`, what comes is split over that."""
+    """A model, obtained first if its device is there and it has to be; with `ray`, what comes is split over that."""
     import torch
 
     from interp.models._device import device_of
