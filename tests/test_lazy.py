@@ -29,9 +29,10 @@ from interp.engine.rule_sets import RULE_SETS
 from interp.features import ARCHITECTURES
 from interp.graph import site_of
 from interp.models import models, named
+from interp.papers import papers
 from interp.patching.methods import METHODS
 from interp.tasks import CORPORA, METRICS, names
-named("gpt2"), list(ARCHITECTURES), names()
+named("gpt2"), list(ARCHITECTURES), names(), papers()
 print([name for name in {HEAVY} if name in sys.modules])
 """
 
