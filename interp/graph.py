@@ -20,7 +20,7 @@ from interp.errors import UsageError, unknown_name
 if TYPE_CHECKING:
     from transformer_lens.model_bridge import TransformerBridge
 
-__all__ = ["HOOKS", "INDEX_OF_SITE", "SITES", "Graph", "Node", "site_of"]
+__all__ = ["EXPERT_SITES", "HOOKS", "INDEX_OF_SITE", "ORDER", "SITES", "Graph", "Node", "site_of"]
 
 SITES = (
     "resid_pre",
@@ -37,6 +37,13 @@ SITES = (
 )
 """Where activations of a layer can be read or replaced, in the order of computation."""
 
+EXPERT_SITES = ("router", "expert")
+"""More of them, where the MLP is a mixture of experts: the router's weights "row pos expert", zero for experts that are
+not chosen, and what each expert adds, its weight in it, "row pos expert d_model". They stand in place of ``post``."""
+
+ORDER = (*SITES[: SITES.index("post")], *EXPERT_SITES, *SITES[SITES.index("post") :])
+"""All sites in the order of computation."""
+
 INDEX_OF_SITE = {
     "q": "head",
     "k": "kv_head",
@@ -44,6 +51,8 @@ INDEX_OF_SITE = {
     "pattern": "head",
     "z": "head",
     "post": "neuron",
+    "router": "expert",
+    "expert": "expert",
 }
 """The index that a site has besides layer and position; the other sites have none."""
 
@@ -54,6 +63,7 @@ _ALIASES = {
     "neuron": "post",
     "mlp": "mlp_out",
     "attn": "attn_out",
+    "experts": "expert",
 }
 
 HOOKS = {
@@ -79,8 +89,8 @@ def site_of(nodes: str) -> str:
         UsageError: The name is none of the sites or their synonyms.
     """
     site = _ALIASES.get(nodes, nodes)
-    if site not in SITES:
-        raise unknown_name("kind of node", nodes, [*SITES, *_ALIASES])
+    if site not in ORDER:
+        raise unknown_name("kind of node", nodes, [*ORDER, *_ALIASES])
     return site
 
 
@@ -89,9 +99,9 @@ class Node:
     """One place in one layer: a head's output, a neuron, a layer's residual stream, ...
 
     Args:
-        site: One of `SITES`.
+        site: One of `SITES` or `EXPERT_SITES`.
         layer: The block, from 0.
-        index: The head, key-value head or neuron; None where the site has none, or for all of them.
+        index: The head, key-value head, neuron or expert; None where the site has none, or for all of them.
     """
 
     site: str
@@ -100,7 +110,8 @@ class Node:
 
     @classmethod
     def parse(cls, text: str) -> Node:
-        """Reads ``a3.h5`` (a head's output z), ``a3.h5.q``, ``m3`` (an MLP), ``m3.n17`` (a neuron), ``resid_pre.3``.
+        """Reads ``a3.h5`` (a head's output z), ``a3.h5.q``, ``m3`` (an MLP), ``m3.n17`` (a neuron), ``resid_pre.3``,
+        ``m3.e5`` (an expert), ``m3.router`` (all of its router's weights) and ``m3.e5.router`` (one of them).
 
         Raises:
             UsageError: The text is no such name.
@@ -109,6 +120,10 @@ class Node:
             return cls(match[3] or "z", int(match[1]), int(match[2]))
         if match := re.fullmatch(r"m(\d{1,9})(?:\.n(\d{1,9}))?", text):
             return cls("post" if match[2] else "mlp_out", int(match[1]), int(match[2]) if match[2] else None)
+        if match := re.fullmatch(r"m(\d{1,9})\.(?:e(\d{1,9}))?(\.?router)?", text):
+            number = int(match[2]) if match[2] else None
+            if match[3] == ("router" if number is None else ".router") or (number is not None and not match[3]):
+                return cls("router" if match[3] else "expert", int(match[1]), number)
         if (match := re.fullmatch(r"([a-z_]+)\.(\d{1,9})", text)) and match[1] in SITES:
             return cls(match[1], int(match[2]))
         raise UsageError(
@@ -118,9 +133,13 @@ class Node:
 
     def __str__(self) -> str:
         if self.index is None:
+            if self.site == "router":
+                return f"m{self.layer}.router"
             return f"m{self.layer}" if self.site == "mlp_out" else f"{self.site}.{self.layer}"
         if self.site == "post":
             return f"m{self.layer}.n{self.index}"
+        if self.site in EXPERT_SITES:
+            return f"m{self.layer}.e{self.index}" + (".router" if self.site == "router" else "")
         return f"a{self.layer}.h{self.index}" + ("" if self.site == "z" else f".{self.site}")
 
 
@@ -134,6 +153,9 @@ class Graph:
     `attn_post_norm` and `mlp_post_norm`: the block normalises what attention or the MLP wrote before adding it
     (Gemma 2 and 3). A head's share of the normalised sum is its own write divided by the norm's scale *of the
     whole write* and multiplied by the norm's weight, so that the shares add up exactly to what is added.
+
+    `n_experts`: where the MLPs are mixtures, how many experts each has, a shared one the last of them; otherwise 0.
+    `d_mlp` is then the width of one, and there is no site ``post``. Edges know the mixture as one node, ``m3``.
     """
 
     n_layers: int
@@ -151,6 +173,7 @@ class Graph:
     mlp_post_norm: bool
     positional: str
     windows: tuple[int | None, ...]
+    n_experts: int = 0
 
     @classmethod
     def of(cls, model: TransformerBridge) -> Graph:
@@ -163,23 +186,25 @@ class Graph:
         cfg: Any = model.cfg
         first = blocks[0]
         windows = tuple(_window(block, layer, cfg) for layer, block in enumerate(blocks))
-        mlp_in = getattr(first.mlp, "in")
+        experts = _n_experts(first.mlp)
+        width = first.mlp.original_component.experts.down_proj[0].numel() // int(cfg.d_model) if experts else None
         return cls(
             n_layers=len(blocks),
             n_heads=int(cfg.n_heads),
             n_kv_heads=int(getattr(cfg, "n_key_value_heads", None) or cfg.n_heads),
             d_model=int(cfg.d_model),
             d_head=int(cfg.d_head),
-            d_mlp=int(_out_features(mlp_in)),
+            d_mlp=width or int(_out_features(getattr(first.mlp, "in"))),
             d_vocab=int(cfg.d_vocab),
             norm="rmsnorm" if model.ln_final.uses_rms_norm else "layernorm",
-            gated_mlp="gate" in first.mlp.submodules,
+            gated_mlp=bool(experts) or "gate" in first.mlp.submodules,
             parallel=type(first).__name__ == "ParallelBlockBridge",
             qk_norm="q_norm" in first.attn.submodules,
             attn_post_norm="ln1_post" in first.submodules,
             mlp_post_norm="ln2_post" in first.submodules,
             positional="learned" if hasattr(model, "pos_embed") else "rotary",
             windows=windows,
+            n_experts=experts,
         )
 
     def hook(self, site: str, layer: int) -> str:
@@ -189,12 +214,20 @@ class Graph:
             UsageError: No such site or layer, or parallel blocks, which have no ``resid_mid``.
         """
         self.check(Node(site_of(site), layer))
+        if site_of(site) in EXPERT_SITES:
+            raise UsageError(f"TransformerLens has no hook at {site_of(site)}; patch it with interp.patching instead")
         return HOOKS[site_of(site)].format(layer)
 
     def size(self, site: str) -> int:
         """How many heads, key-value heads or neurons a site has in one layer; 1 where it has no index."""
         index = INDEX_OF_SITE.get(site)
-        return {"head": self.n_heads, "kv_head": self.n_kv_heads, "neuron": self.d_mlp, None: 1}[index]
+        return {
+            "head": self.n_heads,
+            "kv_head": self.n_kv_heads,
+            "neuron": self.d_mlp,
+            "expert": self.n_experts,
+            None: 1,
+        }[index]
 
     def check(self, node: Node) -> None:
         """Refuses a node that the model does not have.
@@ -204,6 +237,12 @@ class Graph:
         """
         if node.site == "resid_mid" and self.parallel:
             raise UsageError("this model's blocks run attention and MLP in parallel: there is no resid_mid")
+        if node.site == "post" and self.n_experts:
+            raise UsageError(
+                "this model's neurons are inside experts and can't be told apart; look at its experts (m3.e5) instead"
+            )
+        if node.site in EXPERT_SITES and not self.n_experts:
+            raise UsageError(f"this model's MLPs are no mixtures of experts: there is no {node.site}")
         if not 0 <= node.layer < self.n_layers:
             raise UsageError(f"layer {node.layer} is out of range: the model has layers 0 to {self.n_layers - 1}")
         index = INDEX_OF_SITE.get(node.site)
@@ -277,13 +316,14 @@ _ATTENTIONS = {
     "_SmolLM3AttentionBridge",
     "_Cohere2AttentionBridge",
 }
-_MLPS = {"MLPBridge", "GatedMLPBridge", "JointGateUpMLPBridge"}
+_MLPS = {"MLPBridge", "GatedMLPBridge", "JointGateUpMLPBridge", "MoEBridge"}
 _NORMS = {"NormalizationBridge", "RMSNormalizationBridge", "LayerNormPreBridge", "RMSNormPreBridge"}
 _TOP_LEVEL = {"embed", "pos_embed", "rotary_emb", "blocks", "ln_final", "unembed"}
 _IN_BLOCK = {"ln1", "ln1_post", "ln2", "ln2_post", "attn", "mlp"}
 _IN_ATTENTION = {"q", "k", "v", "o", "qkv", "q_norm", "k_norm"}
 _IN_MLP = {"in", "out", "gate"}
-_ODD_ATTENTION = ("sinks", "key_multiplier", "q_gate", "gate_proj")
+_IN_MIXTURE = {"gate", "router", "experts", "shared_expert", "shared_expert_gate"}
+_ODD_ATTENTION = ("key_multiplier", "q_gate", "gate_proj")
 _ODD_CONFIG = ("rotary_adjacent_pairs", "qk_norm_after_rope", "gated_q_proj")
 
 
@@ -306,7 +346,11 @@ def _known_blocks(model: TransformerBridge) -> list[Any]:
         _refuse({type(block.attn).__name__} - _ATTENTIONS, f"{where} attention type")
         _refuse(set(block.attn.submodules) - _IN_ATTENTION, f"{where} part of attention")
         _refuse({type(block.mlp).__name__} - _MLPS, f"{where} MLP type")
-        _refuse(set(block.mlp.submodules) - _IN_MLP, f"{where} part of the MLP")
+        mixture = type(block.mlp).__name__ == "MoEBridge"
+        parts = {name for name in block.mlp.submodules if hasattr(block.mlp, name)}
+        _refuse(parts - (_IN_MIXTURE if mixture else _IN_MLP), f"{where} part of the MLP")
+        if mixture and not hasattr(getattr(block.mlp.original_component, "experts", None), "gate_up_proj"):
+            _refuse([type(block.mlp.original_component).__name__], f"{where} kind of experts")
         norms = [block.submodules[name] for name in block.submodules if name.startswith("ln")]
         _refuse({type(norm).__name__ for norm in norms} - _NORMS, f"{where} norm type")
         original = block.attn.original_component
@@ -347,6 +391,14 @@ def _window(block: Any, layer: int, cfg: Any) -> int | None:
     if window is None and getattr(config, "use_sliding_window", True):
         window = getattr(config, "sliding_window", None)
     return None if window is None else int(window)
+
+
+def _n_experts(mlp: Any) -> int:
+    """How many experts a mixture has, a shared one among them; 0 where the MLP is none."""
+    if type(mlp).__name__ != "MoEBridge":
+        return 0
+    block = mlp.original_component
+    return len(block.experts.gate_up_proj) + hasattr(block, "shared_expert")
 
 
 def _out_features(linear: Any) -> int:

@@ -70,6 +70,7 @@ _GRANITE = {
     "attention_multiplier": 0.2,
 }
 _COHERE = {**_PADDED, "logit_scale": 0.5}
+_EXPERTS = {**_PADDED, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 
 MORE = {
     "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM, {**_GQA, "head_dim": 8}),
@@ -98,11 +99,26 @@ MORE = {
         hf.StableLmForCausalLM,
         {**_GQA, "partial_rotary_factor": 0.5, "use_parallel_residual": True, "qk_layernorm": True},
     ),
+    "mixtral": (hf.MixtralConfig, hf.MixtralForCausalLM, {**_GQA, "num_local_experts": 4}),
+    "qwen2-moe": (hf.Qwen2MoeConfig, hf.Qwen2MoeForCausalLM, {**_EXPERTS, "shared_expert_intermediate_size": 40}),
+    "qwen3-moe": (hf.Qwen3MoeConfig, hf.Qwen3MoeForCausalLM, {**_EXPERTS, "head_dim": 8}),
+    "olmoe": (hf.OlmoeConfig, hf.OlmoeForCausalLM, _EXPERTS),
+    "gpt-oss": (
+        hf.GptOssConfig,
+        hf.GptOssForCausalLM,
+        {
+            **_PADDED,
+            "head_dim": 8,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 4,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        },
+    ),
 }
 """Families that the graph accepts, besides `FAMILIES`, which every test of families runs on."""
 
 UNSUPPORTED = {
-    "mixtral": (hf.MixtralConfig, hf.MixtralForCausalLM, {**_GQA, "num_local_experts": 2}),
     "opt-350m": (
         hf.OPTConfig,
         hf.OPTForCausalLM,

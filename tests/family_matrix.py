@@ -32,7 +32,8 @@ from interp.engine import run, verified
 from interp.engine.edges import EdgeWalk, record_writes
 from interp.engine.rules import Rules
 from interp.errors import UsageError
-from interp.patching import activation, attribution
+from interp.graph import Node
+from interp.patching import activation, attribution, groups
 
 WORKS = "yes"
 PAGE = Path(__file__).parents[1] / "docs" / "families.md"
@@ -155,7 +156,7 @@ def walk(tried: Tried) -> None:
 
 @torch.no_grad()
 def patching(tried: Tried) -> None:
-    """Exact patching of heads, neurons and the stream is what hooks on the model give."""
+    """Exact patching of heads, neurons (where there are no experts) and the stream is what hooks on the model give."""
     model, task, graph = tried.bridge, tried.task, tried.parts.graph
     layers = range(graph.n_layers)
     base = task.per_example(tried.logits(task.corrupted))
@@ -184,6 +185,8 @@ def patching(tried: Tried) -> None:
         for n in layers
     ]
     demand(activation(model, task, "resid_pre", by_position=True).values, stream, 1e-3)
+    if graph.n_experts:  # whose neurons are inside them
+        return
     downs, indices = [tried.down(layer) for layer in layers], [0, 5, 17]
     posts, _ = tried.seen(task.clean, downs)
     neurons = [[effect(downs[n], posts[n], (..., index)) for index in indices] for n in layers]
@@ -249,15 +252,198 @@ def identity_activations(model: nn.Module) -> Iterator[None]:
         for name in ACTIVATIONS
         if callable(getattr(module, name, None))
     ]
+    gates = [module for module in model.modules() if hasattr(module, "_apply_gate") and hasattr(module, "alpha")]
     try:
         for module, name, function in found:
             delattr(module, name)
             setattr(module, name, _Identity(function))
+        for module in gates:
+            module._apply_gate = _identity_gate(module)
         yield
     finally:
         for module, name, function in found:
             delattr(module, name)
             setattr(module, name, function)
+        for module in gates:
+            del module._apply_gate
+
+
+def _identity_gate(experts: Any) -> Callable[[Tensor], Tensor]:
+    """GPT-OSS's gate, whose activation function has the identity rule."""
+
+    def function(x: Tensor) -> Tensor:
+        x = x.clamp(max=experts.limit)
+        return x * torch.sigmoid(x * experts.alpha)
+
+    def gate(both: Tensor) -> Tensor:
+        left, right = both[..., ::2], both[..., 1::2]
+        return (right.clamp(-experts.limit, experts.limit) + 1) * _Identity(function)(left)
+
+    return gate
+
+
+class Mixture:
+    """One mixture of the plain model, which can be told what its router says and what it writes.
+
+    Args:
+        block: The MLP's module.
+    """
+
+    def __init__(self, block: Any) -> None:
+        self.block = block
+        self.router = getattr(block, "gate", None) or block.router
+        self.count = len(block.experts.gate_up_proj)
+
+    def weights(self, x: Tensor) -> Tensor:
+        """The router's weights "token expert" of inputs "token d_model"."""
+        _, weights, chosen = self.router(x)
+        return torch.zeros(len(x), self.count).scatter(1, chosen, weights)
+
+    def write(self, x: Tensor, weights: Tensor) -> Tensor:
+        """What the experts add with some weights "token expert"."""
+        numbers = torch.arange(self.count).expand(len(x), -1)
+        return type(self.block.experts).forward(self.block.experts, x, numbers, weights)
+
+    @contextmanager
+    def saying(self, change: Callable[[Tensor, Tensor], Tensor]) -> Iterator[None]:
+        """Within it, the experts write what `change` makes of their input and of the router's weights."""
+
+        def forward(x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+            return change(x, torch.zeros(len(x), self.count).scatter(1, chosen, weights))
+
+        self.block.experts.forward = forward
+        try:
+            yield
+        finally:
+            del self.block.experts.forward
+
+
+def _mixtures(tried: Tried) -> list[Mixture]:
+    tried.parts.graph.check(Node("expert", 0))
+    return [Mixture(tried.module(block.mlp)) for block in tried.bridge.blocks]
+
+
+def experts(tried: Tried) -> None:
+    """Patching and attribution of experts and of router weights are what changes in the model, and autograd, give;
+    with the router held, nothing flows back through it."""
+    model, task, mixtures = tried.bridge, tried.task, _mixtures(tried)
+    routed, layers = range(mixtures[0].count), range(len(mixtures))
+    seen: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+    for name, tokens in (("clean", task.clean), ("corrupted", task.corrupted)):
+        with ExitStack() as stack, torch.no_grad():
+            for layer, one in enumerate(mixtures):
+
+                def keep(x: Tensor, weights: Tensor, one: Mixture = one, at: Any = (name, layer)) -> Tensor:
+                    seen[at] = x, weights
+                    return one.write(x, weights)
+
+                stack.enter_context(one.saying(keep))
+            tried.logits(tokens)
+    base = float(task.per_example(tried.logits(task.corrupted)).mean())
+
+    @torch.no_grad()
+    def effect(layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> float:
+        with mixtures[layer].saying(change):
+            return float(task.per_example(tried.logits(task.corrupted)).mean()) - base
+
+    def only(weights: Tensor, expert: int) -> Tensor:
+        return weights * (torch.arange(weights.shape[1]) == expert)
+
+    def replaced(layer: int, expert: int) -> tuple[float, float]:
+        """The effect of an expert's clean write, and of its clean weight."""
+        one, (x, weights) = mixtures[layer], seen["clean", layer]
+        theirs, mine = one.write(x, only(weights, expert)), only(weights, expert)
+        return (
+            effect(layer, lambda x, w: one.write(x, w - only(w, expert)) + theirs),
+            effect(layer, lambda x, w: one.write(x, w - only(w, expert) + mine)),
+        )
+
+    wanted = torch.tensor([[replaced(layer, expert) for expert in routed] for layer in layers])
+    for at, nodes in enumerate(("experts", "router")):
+        demand(activation(model, task, nodes, indices=list(routed)).values, wanted[..., at], 1e-3)
+    whole = [
+        effect(layer, lambda x, w, layer=layer: mixtures[layer].write(x, seen["clean", layer][1])) for layer in layers
+    ]
+    nodes = [[f"m{layer}.e{expert}.router" for expert in routed] for layer in layers]
+    demand(groups(model, task, nodes).values, whole, 1e-3)
+
+    back: dict[int, Tensor] = {}
+    with ExitStack() as stack:
+        for layer, one in enumerate(mixtures):
+
+            def kept(x: Tensor, weights: Tensor, one: Mixture = one, layer: int = layer) -> Tensor:
+                back[layer] = one.write(x, weights)
+                back[layer].retain_grad()
+                return back[layer]
+
+            stack.enter_context(one.saying(kept))
+        task.per_example(tried.logits(task.corrupted)).mean().backward()
+    tried.plain.zero_grad()
+    theirs = torch.empty(2, len(mixtures), len(routed))
+    for layer, one in enumerate(mixtures):
+        (x, clean_w), (y, w) = seen["clean", layer], seen["corrupted", layer]
+        for expert in routed:
+            with torch.no_grad():
+                change = one.write(x, only(clean_w, expert)) - one.write(y, only(w, expert))
+                unit = one.write(y, only(torch.ones_like(w), expert)) * (clean_w - w)[:, expert, None]
+                theirs[:, layer, expert] = torch.stack([(part * back[layer].grad).sum() for part in (change, unit)])
+    for at, kind in enumerate(("experts", "router")):
+        demand(attribution(model, task, kind, indices=list(routed)).values, theirs[at], 1e-3)
+
+    modules = [tried.output(layer) for layer in layers]
+    free = _by_head(tried, modules)
+    with ExitStack() as stack:
+        for one in mixtures:
+            stack.enter_context(one.saying(lambda x, w, one=one: one.write(x, w.detach())))
+            if (gate := getattr(one.block, "shared_expert_gate", None)) is not None:
+                stack.callback(gate.register_forward_hook(lambda module, args, out: out.detach()).remove)
+        held = _by_head(tried, modules)
+    assert not close(free, held, 1e-2), "holding the router changes nothing"
+    demand(attribution(model, task, "heads", rules=Rules(router="constant")).values, held, 1e-3)
+
+
+@torch.no_grad()
+def experts_removed(tried: Tried) -> None:
+    """A model without some experts is the model whose router never chooses them, and generates."""
+    mixtures, model = _mixtures(tried), tried.deployed
+    gone = {0: (1,), 1: tuple(range(1, mixtures[1].count)), 2: (0, 3)}
+    with ExitStack() as stack:
+        for layer, numbers in gone.items():
+            router, numbers = mixtures[layer].router, torch.tensor(numbers)
+            stack.callback(setattr, router, "top_k", router.top_k)
+            router.top_k = min(router.top_k, mixtures[layer].count - len(numbers))
+            stack.callback(router.__dict__.pop, "forward")
+            router.forward = _masked(router, numbers)
+        wanted = tried.logits(TOKENS)
+    with _plan(model, experts=tuple(gone.items())).applied(model):
+        demand(model(TOKENS).logits, wanted, 1e-4)
+        assert _generated(model).isfinite().all()
+    demand(model(TOKENS).logits, tried.logits(TOKENS), 1e-5)
+
+
+def _masked(router: Any, gone: Tensor) -> Callable[[Tensor], Any]:
+    """A router whose logits of some experts are minus infinity."""
+    original = type(router).forward
+
+    def forward(x: Tensor) -> Any:
+        with _without_logits(gone):
+            return original(router, x)
+
+    return forward
+
+
+class _without_logits:
+    """Within it, `torch.nn.functional.linear` gives minus infinity for some outputs."""
+
+    def __init__(self, gone: Tensor) -> None:
+        self.gone = gone
+
+    def __enter__(self) -> None:
+        self.before = torch.nn.functional.linear
+        torch.nn.functional.linear = lambda *args: self.before(*args).index_fill(-1, self.gone, -torch.inf)
+
+    def __exit__(self, *error: Any) -> None:
+        torch.nn.functional.linear = self.before
 
 
 def _plan(model: Any, **removed: Any) -> PruningPlan:
@@ -294,6 +480,9 @@ def heads_removed(tried: Tried) -> None:
 def neurons_removed(tried: Tried) -> None:
     """A model without some neurons is the model in which they hold zero."""
     model, width = tried.deployed, tried.parts.graph.d_mlp
+    if tried.parts.graph.n_experts:
+        with _plan(model, neurons=((0, (0,)),)).applied(model):
+            raise AssertionError("neurons inside experts were cut")
     gone = {0: (0, 5, 17), 1: tuple(range(1, width, 2)), 2: tuple(range(width))}
     with tried.entering({tried.down(layer): _without(list(neurons)) for layer, neurons in gone.items()}):
         wanted = tried.logits(TOKENS)
@@ -348,15 +537,15 @@ def cache(tried: Tried) -> None:
 def moved(tried: Tried) -> None:
     """Keys moved along the text are the keys of a token that stands there: of one token over and over."""
     model, kept = tried.deployed, DynamicCache()
-    turns = [rotation(model, layer) for layer in range(len(deployment(model).layers))]
-    model(torch.full((1, 4), 7), **using(kept))
-    for turn, layer in zip(turns, kept.layers, strict=True):
-        for by in (1, 3):
-            demand(turn(layer.keys[:, :, :1], by), layer.keys[:, :, by : by + 1], 1e-4)
     for positions in ("kept", "reindexed"):
         plan = StreamingCache(budget=0.6, length=LONG.shape[1], sinks=2, positions=positions).plan(model)
         with plan.applied(model):
             assert _generated(model).isfinite().all()
+    model(torch.full((1, 4), 7), **using(kept))
+    for number, layer in enumerate(kept.layers):
+        for by in (1, 3):
+            moved = rotation(model, number)(layer.keys[:, :, :1], by)
+            demand(moved, layer.keys[:, :, by : by + 1], 1e-4)
 
 
 @torch.no_grad()
@@ -391,6 +580,8 @@ COLUMNS: dict[str, Callable[[Tried], None]] = {
     "cache": cache,
     "moved keys": moved,
     "prefill": prefill,
+    "experts": experts,
+    "experts off": experts_removed,
 }
 
 

@@ -58,7 +58,7 @@ def test_every_hook_name_exists_and_holds_what_the_site_says(family):
     _, cache = model.run_with_cache(tokens)
     for layer in range(graph.n_layers):
         for site in SITES:
-            if site == "resid_mid" and graph.parallel:
+            if (site == "resid_mid" and graph.parallel) or (site == "post" and graph.n_experts):
                 continue
             theirs = cache[graph.hook(site, layer)]
             torch.testing.assert_close(kept[site, layer].reshape(theirs.shape), theirs, atol=1e-5, rtol=1e-4)
@@ -98,7 +98,6 @@ def test_the_default_model_has_the_published_number_of_edges(smollm2):
 @pytest.mark.parametrize(
     ("family", "part"),
     [
-        ("mixtral", "MoEBridge"),
         ("bloom", "embed_ln"),
         ("mpt", "MPTALiBiAttentionBridge"),
         ("mamba", "SSMBlockBridge"),
@@ -143,13 +142,19 @@ def test_hooks_of_the_users_own_are_not_silently_ignored():
 
 
 @pytest.mark.parametrize(
-    "text", ["a3.h5", "a3.h5.q", "a0.h1.k", "a0.h1.v", "a2.h0.pattern", "m3", "m3.n17", "resid_pre.3", "attn_out.0"]
+    "text",
+    [
+        *("a3.h5", "a3.h5.q", "a0.h1.k", "a0.h1.v", "a2.h0.pattern", "m3", "m3.n17", "resid_pre.3", "attn_out.0"),
+        *("m3.e5", "m3.router", "m3.e5.router"),
+    ],
 )
 def test_node_names_round_trip(text):
     assert str(Node.parse(text)) == text
 
 
-@pytest.mark.parametrize("text", ["", "h3", "a3", "a3.h5.w", "m", "resid.3", "a-1.h0", "m3.n"])
+@pytest.mark.parametrize(
+    "text", ["", "h3", "a3", "a3.h5.w", "m", "resid.3", "a-1.h0", "m3.n", "m3.e", "m3.e5router", "m3..router", "m3."]
+)
 def test_names_of_no_node_are_refused(text):
     with pytest.raises(UsageError, match="names no node"):
         Node.parse(text)

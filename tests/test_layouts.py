@@ -45,24 +45,18 @@ LAYOUTS = {
     "mpt": ("Mpt", {"vocab_size": VOCABULARY, "d_model": 32, "n_layers": 2, "n_heads": 4, "max_seq_len": 64}),
 }
 REFUSED = {
-    ("gptbigcode", "heads"): "GPTBigCodeAttention .*a map 48 wide where 12 times 8 are expected",
-    ("gptj", "heads"): "GPTJAttention .*no map from the heads",
-    ("gptneo", "heads"): "GPTNeoAttention .*no map from the heads",
-    ("gptoss", "heads"): r"GptOssAttention .*nothing is known of sinks of shape \[4\]",
     ("gptoss", "neuron"): "GptOssMLP .*no maps that are known",
     ("mamba", "heads"): "MambaConfig says no num_attention_heads",
     ("mamba", "neuron"): "MambaConfig says no num_attention_heads",
     ("mamba", "block"): "MambaConfig says no num_attention_heads",
-    ("olmo2", "heads"): r"Olmo2Attention .*nothing is known of q_norm.weight of shape \[32\]",
-    ("phi3", "heads"): "Phi3Attention .*no map to the heads",
+    ("olmo2", "heads"): "Olmo2Attention .*q_norm and k_norm are over all heads together",
     ("mixtral", "neuron"): "MixtralSparseMoeBlock .*no maps that are known",
     ("bitnet", "heads"): r"BitNetAttention .*attn_sub_norm.weight of shape \[32\]",
     ("bitnet", "neuron"): r"BitNetMLP .*ffn_sub_norm.weight of shape \[48\]",
-    ("falcon", "heads"): "FalconDecoderLayer has no part for attention",
     ("lfm2", "heads"): "Lfm2DecoderLayer has no part for attention",
     ("lfm2", "neuron"): "Lfm2DecoderLayer has no part `mlp`",
     ("lfm2", "block"): "the blocks of Lfm2Model are of several kinds",
-    ("mpt", "heads"): "MptAttention .*no map from the heads",
+    ("mpt", "heads"): "MptAttention .*no map to the heads",
     ("mpt", "neuron"): "MptBlock has no part `mlp`",
 }
 
@@ -131,8 +125,10 @@ def without(plain, plan):
     for layer in plan.blocks:
         blocks[layer].register_forward_hook(pass_by, with_kwargs=True)
     for layer, heads in plan.heads:
-        attention = next(getattr(blocks[layer], name) for name in ("self_attn", "attn") if hasattr(blocks[layer], name))
-        weight = writing(attention, ("o_proj", "c_proj", "dense"))
+        names = ("self_attn", "attn", "self_attention")
+        attention = next(getattr(blocks[layer], name) for name in names if hasattr(blocks[layer], name))
+        attention = getattr(attention, "attention", attention)  # GPT-Neo's
+        weight = writing(attention, ("o_proj", "c_proj", "dense", "out_proj"))
         weight.unflatten(1, (4, -1))[:, list(heads)] = 0
     for layer, neurons in plan.neurons:
         writing(blocks[layer].mlp, ("down_proj", "c_proj", "fc_out", "fc2", "dense_4h_to_h"))[:, list(neurons)] = 0

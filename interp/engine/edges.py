@@ -195,8 +195,7 @@ class _Run:
             self._keep(node, head_writes(block, z))
         x = resid if graph.parallel else mid
         correction = self.correction(port + heads + 2 * kv, 1)
-        post = walk._neurons(block, block.ln2(x if correction is None else x + correction[0]), layer, _unseen)
-        mlp_out = block.down(post)
+        mlp_out = walk.mlp(block, block.ln2(x if correction is None else x + correction[0]), layer)
         mlp_out = mlp_out if block.ln2_post is None else block.ln2_post(mlp_out)
         if self._asked(slice(node + heads, node + heads + 1)):
             self._keep(node + heads, mlp_out[None])
@@ -221,7 +220,3 @@ class _Run:
         out = torch.einsum("hmsd,hkd->mshk", x, input_matrices(linear, heads, repeat))
         bias = getattr(linear, "bias", None)
         return out if bias is None else out + bias.unflatten(0, (heads, -1)).repeat_interleave(repeat, 0)
-
-
-def _unseen(site: str, x: Tensor) -> Tensor:
-    return x

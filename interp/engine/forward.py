@@ -14,6 +14,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from interp.engine.experts import Experts
 from interp.engine.parts import Block, Norm, Parts
 from interp.engine.rules import (
     GRADIENT,
@@ -40,6 +41,8 @@ STAGE_OF_SITE = {
     "z": "z",
     "attn_out": "attn_out",
     "resid_mid": "resid_mid",
+    "router": "resid_mid",
+    "expert": "resid_mid",
     "post": "post",
     "mlp_out": "mlp_out",
     "resid_post": "resid_post",
@@ -78,6 +81,10 @@ class Visitor:
         """May read or replace the activation at a site; `first` is its first (query) position."""
         return x
 
+    def wants(self, layer: int, site: str) -> bool:
+        """Whether a site that takes work of its own (one of `interp.graph.EXPERT_SITES`) is looked at."""
+        return False
+
 
 class Recorder(Visitor):
     """Keeps the activations at some sites: ``recorder.kept["z", 3]`` is "batch pos head d_head"."""
@@ -90,6 +97,9 @@ class Recorder(Visitor):
         if site in self.sites:
             self.kept[site, layer] = x
         return x
+
+    def wants(self, layer: int, site: str) -> bool:
+        return site in self.sites
 
 
 class Walk:
@@ -212,10 +222,12 @@ class Walk:
             (mid,) = enter("resid_mid", mid)
             mid = visit("resid_mid", mid)
             x = self._norm(block.ln2, visit("mlp_port", mid.view_as(mid)), "mlp_port", layer)
-        post = self._neurons(block, x, layer, visit)
-        mid, post = enter("post", mid, post)
-        post = visit("post", post)
-        mlp_out = self._project(block.down, post)
+        if block.experts is None:
+            post = self._neurons(block, x, layer, visit)
+            mid, post = enter("post", mid, post)
+            mlp_out = self._project(block.down, visit("post", post))
+        else:
+            mlp_out = self._mixture(block.experts, x, visit, lambda site: visitor.wants(layer, site))
         if block.ln2_post is not None:
             mlp_out = self._norm(block.ln2_post, visit("mlp_written", mlp_out), "mlp_written", layer)
         mid, mlp_out = enter("mlp_out", mid, mlp_out)
@@ -273,7 +285,13 @@ class Walk:
         """Attention pattern "row head query key" of queries whose first position is `first`."""
         scores = self.scores(block, q, k, first)
         wide = None if scores.dtype == torch.float64 else torch.float32
-        pattern = torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
+        if block.sinks is not None:  # GPT-OSS: a score that no key has takes its share
+            if self.rules.attention == "secant":
+                raise UsageError("the rule 'secant' for attention does not know learned sinks; use 'gradient'")
+            sink = block.sinks.to(scores.dtype)[:, None, None].expand(len(scores), -1, scores.shape[2], 1)
+            pattern = torch.softmax(torch.cat([scores, sink], -1), dim=-1, dtype=wide)[..., :-1].to(q.dtype)
+        else:
+            pattern = torch.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
         if self.rules.attention == "constant":
             return pattern.detach()
         if self.rules.attention == "secant" and pattern.requires_grad:
@@ -348,9 +366,33 @@ class Walk:
             return gate.mul_(up)
         return gated(self.rules, gate, up, None if other_gate is None else block.activation(other_gate), other_up)
 
+    def _mixture(
+        self, experts: Experts, x: Tensor, visit: Callable[[str, Tensor], Tensor], wants: Callable[[str], bool]
+    ) -> Tensor:
+        """What a mixture of experts writes; each expert by itself only where somebody looks at it."""
+        if self.rules.two_runs and x.requires_grad:
+            raise UsageError(
+                f"the rules ({self.rules}) look at both runs, and in a mixture of experts the two may go through "
+                "different experts; use 'relp', 'attnlrp' or 'gradient'"
+            )
+        weights = visit("router", experts.weights(x.detach() if self.rules.holds_router else x))
+        if wants("expert"):
+            return visit("expert", experts.apart(x, weights, self.rules)).sum(2)
+        return experts.mixed(x, weights, self.rules, every=weights.requires_grad and wants("router"))
+
+    def mlp(self, block: Block, x: Float[Tensor, "row pos d_model"], layer: int) -> Float[Tensor, "row pos d_model"]:
+        """What the MLP writes of its normed input, before a norm behind it."""
+        if block.experts is not None:
+            return self._mixture(block.experts, x, _unseen, lambda site: False)
+        return self._project(block.down, self._neurons(block, x, layer, _unseen))
+
     def logits(self, resid: Tensor, tokens: Tensor | None = None, other: Tensor | None = None) -> Tensor:
         """As `Parts.logits`, with the final norm under its rule; `other` is the other run's `resid`."""
         return self.parts.unembedded(normed(self.rules, self.parts.ln_final, resid, other), tokens)
+
+
+def _unseen(site: str, x: Tensor) -> Tensor:
+    return x
 
 
 def mix(pattern: Tensor, v: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from interp.engine.parts import Parts
 from interp.engine.rules import GRADIENT, Rules
 from interp.errors import InterpError
 from interp.gradients import gradients
-from interp.graph import SITES
+from interp.graph import ORDER
 
 __all__ = ["Flow", "backward"]
 
@@ -93,6 +93,9 @@ class _Tape(Visitor):
             self.kept[site, layer] = x
         return x.detach() if layer == self.cut and site in ("attn_out", "mlp_out") else x
 
+    def wants(self, layer: int, site: str) -> bool:
+        return site in self.sites or (site, layer) in self.replace
+
 
 def backward(
     parts: Parts,
@@ -165,7 +168,7 @@ def backward(
 def _check(gradients: dict[Site, Tensor], rules: Rules, parts: Parts) -> None:
     """The backward pass runs from the last layer down, so the first bad place is the latest one."""
     order: Sequence[str] = [
-        *SITES,
+        *ORDER,
         "k_rotated",
         "mlp_port",
         "q_rotated",

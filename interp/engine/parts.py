@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformer_lens.model_bridge import TransformerBridge
 
+from interp.engine.experts import Experts, NoNeurons, experts_of
 from interp.engine.norms import NOTHING, Norm, factor, head_norm_of, norm_of, times
 from interp.engine.rotary import rotary_of
 from interp.errors import UsageError
@@ -28,6 +29,8 @@ class Block:
 
     Where attention and the MLP read through one norm, `ln1` and `ln2` are the same. `turning` says which channels the
     rotary embedding turns together: those half a head apart (``halves``), neighbours (``adjacent``), or none (None).
+    Where the MLP is a mixture of `experts`, `gate`, `up`, `down` and `activation` refuse whatever is asked of them.
+    `sinks`: for each head, a score in its softmax that belongs to no key (GPT-OSS).
     """
 
     ln1: Norm
@@ -49,6 +52,8 @@ class Block:
     up: Any
     down: Any
     activation: Callable[[Tensor], Tensor]
+    experts: Experts | None = None
+    sinks: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,8 @@ class Parts:
         found = {}
         for kind in {block.rotary for block in self.blocks if block.turning is not None}:
             cos, sin = self.rotary(like, positions) if kind is None else self.rotary(like, positions, kind)
+            once = getattr(self.rotary, "inv_freq", cos.new_empty(0)).numel() == cos.shape[-1]  # GPT-OSS
+            cos, sin = (torch.cat([x, x], -1) if once else x for x in (cos, sin))
             found[kind] = (cos[0], sin[0])
         return found
 
@@ -206,11 +213,23 @@ def _block(model: Any, layer: int, graph: Graph, rotary: Any) -> Block:
         window=graph.windows[layer],
         rotary=kinds[layer] if by_kind and kinds is not None else None,
         turning=None if rotary is None else turning(original),
-        gate=mlp.gate.original_component if graph.gated_mlp else None,
-        up=getattr(mlp, "in").original_component,
-        down=mlp.out.original_component,
-        activation=_activation(mlp.original_component, layer),
+        **(_mixture(mlp, layer) if graph.n_experts else _neurons(mlp, layer, graph)),
+        sinks=getattr(original, "sinks", None),
     )
+
+
+def _neurons(mlp: Any, layer: int, graph: Graph) -> dict[str, Any]:
+    return {
+        "gate": mlp.gate.original_component if graph.gated_mlp else None,
+        "up": getattr(mlp, "in").original_component,
+        "down": mlp.out.original_component,
+        "activation": _activation(mlp.original_component, layer),
+    }
+
+
+def _mixture(mlp: Any, layer: int) -> dict[str, Any]:
+    none = NoNeurons(layer)
+    return {"gate": none, "up": none, "down": none, "activation": none, "experts": experts_of(mlp)}
 
 
 def _embed(table: Any, number: float) -> Callable[[Tensor], Tensor]:

@@ -14,6 +14,7 @@ _CHOICES = {
     "gate": ("gradient", "half", "midpoint"),
     "attention": ("gradient", "constant", "attnlrp", "secant"),
     "linear": ("gradient", "epsilon", "gamma"),
+    "router": ("gate", "gradient", "constant"),
 }
 
 
@@ -27,6 +28,8 @@ class Rules:
         gate: ``gradient``, ``half`` or ``midpoint``, for the product in gated MLPs.
         attention: ``gradient``, ``constant``, ``attnlrp`` or ``secant``.
         linear: ``gradient``, ``epsilon`` or ``gamma``, for every projection.
+        router: ``gradient`` or ``constant``, for the weights by which a mixture's experts are added up; ``gate``:
+            constant, unless `gate` is ``gradient``.
         epsilon: Of the epsilon rule, in the units of the projection's output.
         gamma: Of the gamma rule.
 
@@ -39,6 +42,7 @@ class Rules:
     gate: str = "gradient"
     attention: str = "gradient"
     linear: str = "gradient"
+    router: str = "gate"
     epsilon: float = 1e-6
     gamma: float = 0.25
 
@@ -53,6 +57,11 @@ class Rules:
     def two_runs(self) -> bool:
         """Whether a rule looks at the other prompt's run, too."""
         return "secant" in (self.norm, self.activation, self.attention) or self.gate == "midpoint"
+
+    @property
+    def holds_router(self) -> bool:
+        """Whether nothing flows back through a router's weights."""
+        return self.router == "constant" or (self.router == "gate" and self.gate != "gradient")
 
     def __str__(self) -> str:
         changed = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]

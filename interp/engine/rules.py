@@ -14,6 +14,7 @@ layer-wise relevance propagation, it is relevance patching, RelP (Jafari et al. 
 | norm, attention | `secant`: exact between the two runs, see below | after [3] and [4] |
 | attention | `constant`: the pattern is a constant | AH-rule [1, sec. 3.1] |
 | attention | `attnlrp`: half to the values, a quarter each to q and k | AttnLRP [2, props. 3.1 and 3.3] |
+| router | `constant`: a mixture's weights are constants, so that all goes back to the experts | after AH-rule [1] |
 | linear | `epsilon`: z / (z + eps sign z) of what comes back | Bach et al. 2015, eq. 58 |
 | linear | `gamma`: contributions of the output's own sign count 1 + gamma times | Montavon et al. 2019, sec. 10.2.1 |
 

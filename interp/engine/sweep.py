@@ -28,7 +28,7 @@ from interp.engine.forward import LIVE_AT_STAGE, STAGE_OF_SITE, Visitor, Walk, r
 from interp.engine.memory import budget_bytes, bytes_per_row
 from interp.engine.parts import Parts
 from interp.errors import InterpError
-from interp.graph import SITES, Node
+from interp.graph import ORDER, Node
 
 __all__ = ["Cell", "Part", "Patch", "Reading", "Sweep", "finer"]
 
@@ -184,8 +184,11 @@ class Sweep:
         return max(1, min(len(self.tokens), self.budget // max(record, self._row_bytes(0))))
 
     def _row_bytes(self, start: int) -> int:
-        vocabulary = self.parts.graph.d_vocab if self.reading.tokens is None else len(self.reading.tokens)
-        return bytes_per_row(self.parts.graph, self.stop - start, self.stop, vocabulary, self.parts.dtype.itemsize)
+        graph, element = self.parts.graph, self.parts.dtype.itemsize
+        vocabulary = graph.d_vocab if self.reading.tokens is None else len(self.reading.tokens)
+        apart = any(patch.node.site == "expert" for cell in self.cells for patch in cell)
+        experts = 2 * element * (self.stop - start) * graph.n_experts * graph.d_model if apart else 0
+        return experts + bytes_per_row(graph, self.stop - start, self.stop, vocabulary, element)
 
     def split(self, wanted: Bool[Tensor, "cell batch"] | None = None) -> Iterator[Part]:
         """The parts of a run, in its order; each can be computed by itself.
@@ -275,6 +278,9 @@ class _Patcher(Visitor):
         recorded = (self.base[site, layer][:, first : self.stop] for site in LIVE_AT_STAGE[stage])
         return tuple(torch.cat([x, _repeat(base, cells)]) for x, base in zip(live, recorded, strict=True))
 
+    def wants(self, layer, site):
+        return (layer, site) in self.patches
+
     def visit(self, layer, site, first, x):
         for row, patch in self.patches.get((layer, site), ()):
             rows, axis = x[row * self.count : (row + 1) * self.count], 1
@@ -319,4 +325,4 @@ def _first(cell: Cell) -> Patch:
 
 
 def _order(patch: Patch) -> tuple[int, int]:
-    return patch.node.layer, SITES.index(patch.node.site)
+    return patch.node.layer, ORDER.index(patch.node.site)

@@ -203,6 +203,8 @@ def key_effects(
     old = walk.scores(block, queries, keys, first).double()
     new = walk.scores(block, queries, patched, first).double()
     rest = _all_but_one(old)
+    if block.sinks is not None:  # a share that stays with no key
+        rest = torch.logaddexp(rest, block.sinks.double()[:, None, None])
     change = torch.sigmoid(new - rest) - torch.sigmoid(old - rest)
     above, below = (_all_but_one(old + (sign * gradient.double()).clamp(min=0).log()) for sign in (1, -1))
     others = torch.exp(above - rest) - torch.exp(below - rest)

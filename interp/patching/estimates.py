@@ -294,10 +294,10 @@ def _estimated(plan: Plan, chosen: Rules, steps: int, along: str, examples: slic
 
 def effect(site: str, difference: Tensor, flow: Tensor) -> Float[Tensor, "batch *index pos"]:
     """The inner product of difference and flow at every node and position of a site."""
-    if site == "post":
+    if site in ("post", "router"):
         return (difference * flow).transpose(1, 2)
     product = torch.linalg.vecdot(difference, flow)
-    return product.transpose(1, 2) if site in ("q", "k", "v", "z") else product
+    return product.transpose(1, 2) if site in ("q", "k", "v", "z", "expert") else product
 
 
 def reduced(

@@ -18,9 +18,9 @@ from interp.results.scores import no_effect, normalised
 
 __all__ = ["Axis", "Panel", "make_panels"]
 
-_DOWN = ("query", "layer", "node", "example", "head", "kv_head", "neuron", "kind", "metric", "position", "key")
-_WITHIN_LAYER = ("head", "kv_head", "neuron")
-_FACET = ("metric", "kind", "domain", "head", "kv_head", "example", "node", "layer", "neuron", "position")
+_WITHIN_LAYER = ("head", "kv_head", "neuron", "expert")
+_DOWN = ("query", "layer", "node", "example", *_WITHIN_LAYER, "kind", "metric", "position", "key")
+_FACET = ("metric", "kind", "domain", "head", "kv_head", "example", "node", "layer", "neuron", "expert", "position")
 _MOST_FACETS = 40
 
 
@@ -164,7 +164,7 @@ def _strongest_rows(parts: list[xr.DataArray], within: str, rows: int) -> tuple[
         coords = {**extra, "_layer": ("node", layers.reshape(-1)), "_within": ("node", nodes.reshape(-1))}
         flat.append(xr.DataArray(matrix, dims=("node", other), coords=coords, name=part.name, attrs=part.attrs))
     keep = np.sort(np.argsort(-strength, kind="stable")[:rows])
-    noun = {"head": "heads", "kv_head": "key-value heads", "neuron": "neurons"}[within]
+    noun = {"head": "heads", "kv_head": "key-value heads", "neuron": "neurons", "expert": "experts"}[within]
     note = (
         f"{len(keep)} of {len(strength)} {noun}: those with the largest |effect|" if len(keep) < len(strength) else ""
     )

@@ -27,6 +27,7 @@ from interp.engine.rules import rules as rule_set
 from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.gradients import gradients
+from interp.graph import Node
 from interp.results import scores
 from interp.results.findings import NeuronRelevance
 from interp.tasks import Task, corpus, sized
@@ -77,6 +78,7 @@ def neuron_relevance(
     if chosen.two_runs:
         raise UsageError(f"the rules {rules!r} look at both runs of a pair; take 'relp', 'attnlrp' or 'gradient'")
     parts, began = verified(model), time.perf_counter()
+    parts.graph.check(Node("post", 0))
     settings: dict[str, Any] = {"rules": str(rules), "absolute": absolute, "seed": seed}
     if isinstance(target, Task):
         name, units = target.name, target.measure.units

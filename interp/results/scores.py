@@ -13,8 +13,8 @@ from interp.errors import InterpError, UsageError, unknown_name
 __all__ = ["DIMS", "attribute", "cell_name", "no_effect", "normalised", "scores"]
 
 DIMS = (
-    "layer", "head", "kv_head", "neuron", "channel", "component", "position", "query", "key", "metric", "node",
-    "example", "kind", "domain", "method", "length", "depth", "step", "k", "writer", "reader",
+    "layer", "head", "kv_head", "neuron", "expert", "channel", "component", "position", "query", "key", "metric",
+    "node", "example", "kind", "domain", "method", "length", "depth", "step", "k", "writer", "reader",
 )  # fmt: skip
 """The dimensions that scores may have."""
 

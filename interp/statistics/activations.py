@@ -14,6 +14,7 @@ from interp.engine.parts import Parts
 from interp.engine.progress import track
 from interp.engine.verify import verified
 from interp.errors import UsageError
+from interp.graph import Node
 from interp.results import scores
 from interp.results.findings import ActivationStatistics, MassiveActivations, SinkPositions, positions_or
 from interp.tasks import corpus
@@ -65,6 +66,7 @@ def activation_statistics(
     split = half_of_corpus(source, split)
     tokens = corpus(source, model, n, length, seed, split=split)
     parts = verified(model)
+    parts.graph.check(Node("post", 0))
     positions = positions_or(sinks, (0,), "activation_statistics")
     named = tuple(getattr(sinks, "tokens", ()))
     left = torch.ones(tokens.shape, dtype=torch.bool)

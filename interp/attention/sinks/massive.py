@@ -14,6 +14,7 @@ from interp.engine.forward import Recorder, Walk
 from interp.engine.identity import identity, versions
 from interp.engine.parts import Block, Parts
 from interp.engine.verify import verified
+from interp.graph import Node
 from interp.results import scores
 from interp.results.findings import MassiveActivations
 from interp.tasks.corpora import corpus, sized
@@ -145,6 +146,7 @@ def _writers(
 ) -> dict[str, xr.DataArray]:
     """Who adds what to the channels at one position, on a few texts of which `text` is the first."""
     tokens = found.tokens.roll(-text, 0)[:_WRITERS, : position + 1].to(parts.device)
+    parts.graph.check(Node("post", appears))
     walk, recorder = Walk(parts, position + 1), Recorder({"resid_pre", "attn_out", "post", "mlp_out", "resid_post"})
     walk(walk.embed(tokens), recorder)
 

@@ -156,7 +156,9 @@ class Attention:
                 raise self._unknown(f"a map {cut.width} wide where {units} times {self.head_dim} are expected")
         norms = [getattr(self.module, name) for name, grouped in _NORMS if self._own_norm(name, grouped)]
         norms += [getattr(self.module, name) for name, _ in _NORMS_APART if _has(self.module, name)]
-        if odd := _left_over(self.module, [*(cut.module for cut, _ in cuts), *norms], (1, self.head_dim)):
+        known = [*(cut.module for cut, _ in cuts), *norms]
+        odd = _left_over(self.module, known, (1, self.head_dim), None if self.sinks is None else "sinks")
+        if odd:
             joint = any(_has(self.module, name) and f"{name}.weight" in odd for name, _ in _NORMS)
             raise self._unknown("q_norm and k_norm are over all heads together" if joint else odd)
 
@@ -166,6 +168,12 @@ class Attention:
             f"{', '.join(name for name, _ in self.module.named_children())}: {why}); "
             "remove its neurons or whole blocks instead"
         )
+
+    @property
+    def sinks(self) -> nn.Parameter | None:
+        """Each head's score in its softmax that belongs to no key (GPT-OSS)."""
+        found = getattr(self.module, "sinks", None)
+        return found if isinstance(found, nn.Parameter) and found.shape == (len(self.heads),) else None
 
     def norms_apart(self, heads: tuple[int, ...]) -> list[tuple[Any, list[nn.Module]]]:
         """The lists that have a norm for each head, and what is left of them with some of the heads that are left."""
@@ -250,7 +258,7 @@ class MLP:
         return UsageError(
             f"{type(self.module).__name__} holds its neurons in a way that can't be cut ("
             f"{', '.join(name for name, _ in self.module.named_children())}: {why}); "
-            "remove heads or whole blocks instead"
+            f"remove heads{', experts' if _has(self.module, 'experts') else ''} or whole blocks instead"
         )
 
 
@@ -258,11 +266,11 @@ def _has(module: nn.Module, name: str) -> bool:
     return isinstance(getattr(module, name, None), nn.Module)
 
 
-def _left_over(module: nn.Module, maps: list[nn.Module], sizes: tuple[int, ...]) -> str:
+def _left_over(module: nn.Module, maps: list[nn.Module], sizes: tuple[int, ...], own: str | None = None) -> str:
     """The first parameter of a module that is in none of the maps and has another size; it may be some unit's own."""
     known = {id(parameter) for one in maps for parameter in one.parameters()}
     for name, parameter in module.named_parameters():
-        if id(parameter) not in known and parameter.numel() not in sizes:
+        if id(parameter) not in known and parameter.numel() not in sizes and name != own:
             return f"nothing is known of {name} of shape {list(parameter.shape)}"
     return ""
 

@@ -54,6 +54,7 @@ class PruningMethod(Method):
             blocks=tuple(removal.blocks),
             heads=tuple((layer, tuple(heads)) for layer, heads in sorted(removal.heads.items()) if heads),
             neurons=tuple((layer, tuple(neurons)) for layer, neurons in sorted(removal.neurons.items()) if neurons),
+            experts=tuple((layer, tuple(experts)) for layer, experts in sorted(removal.experts.items()) if experts),
             reasons=choice.reasons,
         )
 

@@ -1,4 +1,4 @@
-"""Plans that take blocks, heads and neurons out of a model."""
+"""Plans that take blocks, heads, neurons and experts out of a model."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ class PruningPlan(Plan):
         heads: Of each layer where some go, the layer and its query heads that go. A key-value head goes with the last
             query head that it serves.
         neurons: Of each layer where some go, the layer and its neurons that go.
+        experts: Of each layer where some go, the layer and its experts that go; the router chooses among the others.
         reasons: Why, see `Reason`.
     """
 
     blocks: tuple[int, ...] = ()
     heads: tuple[tuple[int, tuple[int, ...]], ...] = ()
     neurons: tuple[tuple[int, tuple[int, ...]], ...] = ()
+    experts: tuple[tuple[int, tuple[int, ...]], ...] = ()
     reasons: tuple[Reason, ...] = ()
 
     kind: ClassVar[str] = "pruning"
@@ -43,7 +45,7 @@ class PruningPlan(Plan):
     @property
     def removal(self) -> Removal:
         """What is taken out."""
-        return Removal(self.blocks, dict(self.heads), dict(self.neurons))
+        return Removal(self.blocks, dict(self.heads), dict(self.neurons), dict(self.experts))
 
     def change(self, model: PreTrainedModel, undo: Undo) -> None:
         remove(model, self.removal, undo)

@@ -1,4 +1,4 @@
-"""Taking blocks, heads and neurons out of a deployed model: smaller matrices, not zeros."""
+"""Taking blocks, heads, neurons and experts out of a deployed model: smaller matrices, not zeros."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from interp.efficiency.deployment import deployment
 from interp.efficiency.plan import Undo
 from interp.efficiency.pruning.absent import NoAttention, NoMLP
 from interp.efficiency.pruning.anatomy import Anatomy, Cut, anatomy, attention_place
+from interp.efficiency.pruning.experts import remove_experts
 from interp.errors import UsageError
 from interp.upstream import layer_of
 
@@ -28,11 +29,13 @@ class Removal:
         blocks: Whole blocks.
         heads: Of each layer, query heads.
         neurons: Of each layer, neurons of the MLP.
+        experts: Of each layer, experts of the mixture that its MLP is.
     """
 
     blocks: Sequence[int] = ()
     heads: Mapping[int, Sequence[int]] = field(default_factory=dict)
     neurons: Mapping[int, Sequence[int]] = field(default_factory=dict)
+    experts: Mapping[int, Sequence[int]] = field(default_factory=dict)
 
     def __or__(self, other: Removal) -> Removal:
         """Both."""
@@ -40,6 +43,7 @@ class Removal:
             tuple(sorted({*self.blocks, *other.blocks})),
             _joined(self.heads, other.heads),
             _joined(self.neurons, other.neurons),
+            _joined(self.experts, other.experts),
         )
 
 
@@ -65,6 +69,7 @@ def remove(model: PreTrainedModel, removal: Removal, undo: Undo) -> None:
         if layer not in gone:
             _remove_heads(model, found, layer, set(removal.heads.get(layer, ())), undo)
             _remove_neurons(found, layer, set(removal.neurons.get(layer, ())), undo)
+            remove_experts(found.block(layer), layer, set(removal.experts.get(layer, ())), undo)
     _remove_blocks(model, found, gone, undo)
 
 
@@ -105,6 +110,9 @@ def _remove_heads(model: PreTrainedModel, found: Anatomy, layer: int, gone: set[
     for cut, _ in cuts:
         _cut(cut, undo)
     undo.set(part.module, "kept_heads", left)
+    if part.sinks is not None:
+        places = torch.tensor([part.heads.index(head) for head in left], device=part.sinks.device)
+        undo.set(part.module, "sinks", nn.Parameter(part.sinks.detach()[places], part.sinks.requires_grad))
     for norms, kept in part.norms_apart(left):
         undo.set(norms, "norms", nn.ModuleList(kept))
     sizes = {"num_key_value_groups": len(left) // len(groups), "num_key_value_heads": len(groups)}
