@@ -20,7 +20,18 @@ from typing import Any
 
 from interp.errors import InterpError
 
-__all__ = ["arguments", "checked", "damaged", "inside", "parsed", "read_json", "read_tensors", "tensor_shapes", "typed"]
+__all__ = [
+    "arguments",
+    "checked",
+    "damaged",
+    "inside",
+    "mistyped",
+    "parsed",
+    "read_json",
+    "read_tensors",
+    "tensor_shapes",
+    "typed",
+]
 
 _DEEPEST = 64
 _LARGEST = 2**63
@@ -138,11 +149,18 @@ def typed(value: Any, hint: Any, path: Location, name: str = "") -> Any:
     Raises:
         InterpError: It is of another type, or a number of more than 64 bits.
     """
+    if why := mistyped(value, hint, name):
+        raise damaged(path, why)
+    return value
+
+
+def mistyped(value: Any, hint: Any, name: str = "") -> str | None:
+    """What is wrong with the type of a value, in words; None if nothing is. See `checked` for `hint`."""
     fault = _fault(value, hint, name)
     if fault is None:
-        return value
+        return None
     where, found, wanted = fault
-    raise damaged(path, f"{where or 'it'} is {_shown(found)}, {_words(wanted)} is needed")
+    return f"{where or 'it'} is {_shown(found)}, {_words(wanted)} is needed"
 
 
 def inside(folder: Location, name: Any, path: Location) -> Path:

@@ -55,11 +55,11 @@ def test_a_graph_file_is_shown_again_without_its_model(tmp_path):
     ("arguments", "message"),
     [
         (["  "], "the prompt is empty"),
-        (["x", "--nodes", 1.5], "--nodes is a share of the influence from 0 to 1, got 1.5"),
-        (["x", "--paths", 0], "--paths must be at least 1"),
+        (["x", "--nodes", 1.5], "--nodes is 1.5, a number from 0 up to 1 is needed"),
+        (["x", "--paths", 0], "--paths is 0, a whole number from 1 up to"),
         (["x", "--target", "a|"], "can't read the target 'a|'"),
         (["x", "--basis", "nothing-there"], "unknown basis 'nothing-there'"),
-        (["x", "--model", "toy-count", "--max-nodes", 0], "max_nodes must be at least 1, got 0"),
+        (["x", "--model", "toy-count", "--max-nodes", 0], "--max-nodes is 0, a whole number from 1 up to"),
     ],
 )
 def test_bad_requests_end_with_one_message_and_code_2(arguments, message, tmp_path):

@@ -13,7 +13,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from interp.circuits.acdc import acdc
 from interp.circuits.attribution import edge_attribution
 from interp.circuits.exact import EdgeExperiment, exact_edges
-from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
+from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES, check_choice
 from interp.circuits.search import above, greedy, of_nodes, strongest
 from interp.engine.identity import identity, versions
 from interp.errors import UsageError, unknown_name
@@ -130,8 +130,11 @@ def discover(
     (arXiv 2508.21258), Conmy et al. 2023 (arXiv 2304.14997).
     """
     graph = Graph.of(model)
-    if sum(given is not None for given in (edges, nodes, threshold)) > 1:
-        raise UsageError("give one of edges, nodes and threshold")
+    check_choice(method, edges, nodes, threshold)
+    if edges is not None and edges > graph.n_edges():
+        raise UsageError(f"can't take {edges} edges: the graph has {graph.n_edges()}")
+    if steps is not None and steps < 1:
+        raise UsageError(f"steps must be at least 1, got {steps}")
     if search not in SEARCHES:
         raise unknown_name("search", search, SEARCHES)
     began = time.perf_counter()
@@ -145,8 +148,7 @@ def discover(
     if compute is not None:
         settings["compute"] = compute
     if method == "acdc":
-        if threshold is None:
-            raise UsageError("acdc needs a threshold: by how much a removal may change the metric, in its units")
+        assert threshold is not None
         metrics = [metric] if metric else None
         experiment = Experiment(model, task, mode="noising", metrics=metrics, compute=compute)
         if ablation not in ABLATIONS:

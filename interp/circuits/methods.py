@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from interp.engine.rule_sets import GRADIENT, RELP, Rules
+from interp.errors import UsageError
 
-__all__ = ["ABLATIONS", "METHODS", "SEARCHES", "Method"]
+__all__ = ["ABLATIONS", "METHODS", "SEARCHES", "Method", "check_choice"]
 
 
 @dataclass(frozen=True)
@@ -51,3 +52,22 @@ ABLATIONS = ("corrupted", "zero", "mean")
 
 SEARCHES = ("strongest", "greedy")
 """How edges are chosen by their scores."""
+
+
+def check_choice(
+    method: str, edges: int | None = None, nodes: int | None = None, threshold: float | None = None
+) -> None:
+    """Refuses ways to choose a circuit that contradict each other, which is told before any edge is scored.
+
+    Raises:
+        UsageError: More than one is given, acdc has no threshold, or one is a number that makes no sense.
+    """
+    if sum(given is not None for given in (edges, nodes, threshold)) > 1:
+        raise UsageError("give one of edges, nodes and threshold")
+    if method == "acdc" and threshold is None:
+        raise UsageError("acdc needs a threshold: by how much a removal may change the metric, in its units")
+    for name, value in {"edges": edges, "nodes": nodes}.items():
+        if value is not None and value < 0:
+            raise UsageError(f"{name} must not be negative, got {value}")
+    if threshold is not None and not threshold >= 0:
+        raise UsageError(f"the threshold must not be negative, got {threshold}")

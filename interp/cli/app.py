@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from interp.cli.ranges import Range, check
 from interp.errors import InterpError, UsageError, unknown_name
 from interp.models.cards import PRECISIONS
 
@@ -39,6 +40,7 @@ __all__ = [
     "command",
     "err",
     "fetched",
+    "is_number",
     "known",
     "known_task",
     "known_text",
@@ -56,11 +58,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+_MOST, _DIGITS = 100_000, 10
+
 out, err = Console(), Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A known name, a directory, a .gguf file or a hub id.")]
-Examples = Annotated[int, typer.Option("-n", help="How many prompt pairs.")]
-Seed = Annotated[int, typer.Option(help="Of the prompt pairs, and of resampling.")]
+Examples = Annotated[int, Range(), typer.Option("-n", help="How many prompt pairs.")]
+Seed = Annotated[int, Range(0), typer.Option(help="Of the prompt pairs, and of resampling.")]
 Split = Annotated[
     str | None,
     typer.Option(help="find or score: half of the task's content, to find on or to try out on; default: all."),
@@ -108,6 +112,7 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
                 _known_model(kwargs["model"])
             if "dtype" in kwargs:
                 known("precision", kwargs["dtype"], PRECISIONS)
+            check(function, kwargs)
             known("precision to compute in", kwargs.get("compute"), ("float32",))
             if kwargs.get("ray") is not None:
                 _known_address(kwargs["ray"])
@@ -231,17 +236,38 @@ def _known_address(address: str) -> None:
     imported()
 
 
-def numbers(text: str | None) -> list[int] | None:
-    """``0,3,10-12`` as a list of numbers."""
+def numbers(text: str | None, what: str = "layers", least: int = 0) -> list[int] | None:
+    """``0,3,10-12`` as a list of numbers, each once.
+
+    Args:
+        text: the option; None if it was not given.
+        what: what the message calls them.
+        least: the smallest that makes sense.
+
+    Raises:
+        UsageError: it can't be read, has a number twice, too small a one, or more than there can be.
+    """
     if text is None:
         return None
-    found: list[int] = []
+    found: dict[int, None] = {}
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise UsageError(f"can't read the layers {text!r}; write them as 0,3,10-15")
-        found += range(int(first), int(last if dash else first) + 1)
-    return found
+        if not is_number(first) or (dash and not is_number(last)):
+            raise UsageError(f"can't read the {what} {text!r}; write them as 0,3,10-15")
+        low, high = int(first), int(last if dash else first)
+        if high < low or high - low > _MOST:
+            raise UsageError(f"{part.strip()} in the {what} {text!r} is no range of up to {_MOST:,}; write it as 10-15")
+        if low < least:
+            raise UsageError(f"the {what} {text!r} have {low}, numbers from {least} on are needed")
+        if twice := found.keys() & range(low, high + 1):
+            raise UsageError(f"the {what} {text!r} have {min(twice)} twice; name each once")
+        found |= dict.fromkeys(range(low, high + 1))
+    return list(found)
+
+
+def is_number(text: str) -> bool:
+    """Whether a text is a whole number of few digits."""
+    return text.isascii() and text.isdecimal() and len(text) < _DIGITS
 
 
 def writable(directory: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from interp.cli.app import Accept, Device, Dtype, Model, app, command, load, numbers, out, writable
+from interp.cli.app import Accept, Device, Dtype, Model, app, command, is_number, load, numbers, out, writable
 from interp.errors import UsageError
 
 __all__ = ["attention"]
@@ -49,6 +49,6 @@ def _head(text: str | None) -> tuple[int, int] | None:
     if text is None:
         return None
     layer, dot, head = text.partition(".")
-    if not (dot and layer.isdecimal() and head.isdecimal()):
+    if not (dot and is_number(layer) and is_number(head)):
         raise UsageError(f"can't read the head {text!r}; write it as layer.head, as in 23.3")
     return int(layer), int(head)

@@ -27,6 +27,7 @@ from interp.cli.app import (
     out,
     writable,
 )
+from interp.cli.ranges import Range
 
 __all__ = ["circuit"]
 
@@ -39,14 +40,18 @@ def circuit(
     method: Annotated[
         str, typer.Option(help="eap, eap-ig, eap-ig-activations, relp, relp-ig, exact or acdc.")
     ] = "eap-ig",
-    edges: Annotated[int | None, typer.Option(help="How many edges to take. Default: 1 % of the graph's.")] = None,
-    nodes: Annotated[int | None, typer.Option(help="All edges among so many nodes instead.")] = None,
+    edges: Annotated[
+        int | None, Range(), typer.Option(help="How many edges to take. Default: 1 % of the graph's.")
+    ] = None,
+    nodes: Annotated[int | None, Range(), typer.Option(help="All edges among so many nodes instead.")] = None,
     threshold: Annotated[
-        float | None, typer.Option(help="Edges that score above it instead; with acdc, what a removal may change.")
+        float | None,
+        Range(0),
+        typer.Option(help="Edges that score above it instead; with acdc, what a removal may change."),
     ] = None,
     search: Annotated[str, typer.Option(help="strongest, or greedy growth from the logits.")] = "strongest",
     ablation: Annotated[str, typer.Option(help="What other edges carry: corrupted, zero or mean.")] = "corrupted",
-    steps: Annotated[int | None, typer.Option(help="Of integrated gradients.")] = None,
+    steps: Annotated[int | None, Range(1, 100_000), typer.Option(help="Of integrated gradients.")] = None,
     metric: Annotated[str | None, typer.Option(help="Instead of the task's own.")] = None,
     evaluate: Annotated[
         bool,
@@ -69,7 +74,7 @@ def circuit(
 ) -> None:
     """Find the circuit of a behaviour, test it, and write it to --out."""
     import interp
-    from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES
+    from interp.circuits.methods import ABLATIONS, METHODS, SEARCHES, check_choice
     from interp.results.folders import together
 
     known_task(task, metric)
@@ -77,6 +82,7 @@ def circuit(
     known("method", method, [*METHODS, "acdc"])
     known("search", search, SEARCHES)
     known("ablation", ablation, ABLATIONS)
+    check_choice(method, edges, nodes, threshold)
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device, dtype)

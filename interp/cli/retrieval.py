@@ -27,6 +27,7 @@ from interp.cli.app import (
     writable,
 )
 from interp.cli.findings import write_finding
+from interp.cli.ranges import Range
 from interp.errors import UsageError
 
 __all__ = ["retrieval_heads"]
@@ -43,16 +44,16 @@ def retrieval_heads(
     depths: Annotated[
         str, typer.Option(help="By copying: where the needle stands, from 0 to 1.")
     ] = "0.1,0.3,0.5,0.7,0.9",
-    n: Annotated[int, typer.Option("-n", help="Prompts of each length, and by copying of each depth.")] = 2,
-    threshold: Annotated[float, typer.Option(help="By copying: from which score on a head counts.")] = 0.1,
+    n: Annotated[int, Range(), typer.Option("-n", help="Prompts of each length, and by copying of each depth.")] = 2,
+    threshold: Annotated[float, Range(0, 1), typer.Option(help="By copying: from which score on a head counts.")] = 0.1,
     by: Annotated[
         str, typer.Option(help="copying, or reach: what an answer loses when a head sees sinks and a window alone.")
     ] = "copying",
-    window: Annotated[int, typer.Option(help="By reach: recent tokens that a cut head still sees.")] = 124,
+    window: Annotated[int, Range(), typer.Option(help="By reach: recent tokens that a cut head still sees.")] = 124,
     mask: Annotated[
         bool, typer.Option("--mask", help="Also mask the strongest heads, and others beside them, on fresh needles.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of all random choices.")] = 0,
+    seed: Annotated[int, Range(0), typer.Option(help="Of all random choices.")] = 0,
     directory: Out = None,
     json: Annotated[bool, typer.Option("--json", help="Scores as JSON on standard output, and nothing else.")] = False,
     accept_license: Accept = False,
@@ -69,7 +70,7 @@ def retrieval_heads(
         raise UsageError("--mask goes with --by copying; a cut head is masked already")
     if ray is not None and by == "copying":
         raise UsageError("--ray goes with --by reach, whose samples are split over a cluster; copying runs here")
-    sizes, places = numbers(lengths) or [], _fractions(depths)
+    sizes, places = numbers(lengths, "lengths", 2) or [], _fractions(depths)
     if not (by == "reach" and haystack == "noise"):
         known_text(haystack)
     if directory:
@@ -179,6 +180,11 @@ def _print_masked(masked: Any) -> None:
 
 def _fractions(text: str) -> list[float]:
     try:
-        return [float(part) for part in text.split(",")]
+        found = [float(part) for part in text.split(",")]
     except ValueError as error:
         raise UsageError(f"can't read the depths {text!r}; write them as 0.1,0.5,0.9") from error
+    if wrong := [depth for depth in found if not 0 <= depth <= 1]:
+        raise UsageError(f"the depths {text!r} have {wrong[0]}, numbers from 0 to 1 are needed")
+    if len(set(found)) < len(found):
+        raise UsageError(f"the depths {text!r} have one twice; name each once")
+    return found

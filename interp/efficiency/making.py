@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_type_hints
 
+from interp.checking import mistyped
 from interp.efficiency.registry import check_findings, method
 from interp.errors import UsageError
 from interp.results.finding import Finding
 
 __all__ = ["arguments", "make"]
+
+_PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+"""Types of values whose hints can be compared; a tensor or a function is what its method makes of it."""
 
 
 def make(name: str, findings: Sequence[Finding] = (), **options: Any) -> Any:
@@ -44,15 +49,24 @@ def make(name: str, findings: Sequence[Finding] = (), **options: Any) -> Any:
     known = [argument for argument in arguments(made) if argument not in takes]
     if unknown := [option for option in options if option not in known and option not in takes]:
         raise UsageError(f"{name} has no option {unknown[0]!r}; it has {', '.join(known)}")
+    for option, value in options.items():
+        if type(value) in _PLAIN and (why := mistyped(value, arguments(made).get(option, Any), option)):
+            raise UsageError(f"{name}: {why}")
+        if isinstance(value, float) and math.isnan(value):
+            raise UsageError(f"{name}: {option} is {value}, a number is needed")
     return made(**given, **options)
 
 
-def arguments(made: type) -> list[str]:
-    """What a method's class takes by name, with what it hands on to the classes that it is made of."""
-    found: dict[str, None] = {}
+def arguments(made: type) -> dict[str, Any]:
+    """What a method's class takes by name, with what it hands on to the classes that it is made of: names and types."""
+    found: dict[str, Any] = {}
     for one in made.__mro__:
-        parameters = inspect.signature(one).parameters if "__init__" in vars(one) else {}
-        found |= {name: None for name, given in parameters.items() if given.kind is not given.VAR_KEYWORD}
-        if "__init__" in vars(one) and all(given.kind is not given.VAR_KEYWORD for given in parameters.values()):
+        if "__init__" not in vars(one):
+            continue
+        parameters, hints = inspect.signature(one).parameters, get_type_hints(vars(one)["__init__"])
+        for name, given in parameters.items():
+            if given.kind is not given.VAR_KEYWORD:
+                found.setdefault(name, hints.get(name, Any))
+        if all(given.kind is not given.VAR_KEYWORD for given in parameters.values()):
             break
-    return list(found)
+    return found

@@ -23,6 +23,7 @@ from interp.features.interpretation.controls import matched, others_of, random_d
 from interp.features.interpretation.embedding import Embedder
 from interp.features.interpretation.interpretations import Interpretation, Interpretations
 from interp.features.interpretation.intervention import Intervention
+from interp.features.interpretation.names import SCORERS
 from interp.features.interpretation.ngrams import NGramExplainer
 from interp.features.interpretation.predictors import Explainer, Judge, predictor
 from interp.features.interpretation.sampling import Material, Plan, choose, halves, material, scorable
@@ -34,7 +35,6 @@ from interp.tasks.tokens import Encoder
 
 __all__ = ["DEFAULT", "SCORERS", "interpret"]
 
-SCORERS = ("detection", "fuzzing", "embedding", "simulation", "intervention")
 DEFAULT = SCORERS[:4]
 """Those that run the model no more than once over the texts."""
 
