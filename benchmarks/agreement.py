@@ -1,4 +1,4 @@
-"""How well each method agrees with exact patching on SmolLM2, task by task, as Markdown.
+"""How well each method agrees with exact patching, task by task, on SmolLM2 or another model, as Markdown.
 
     python benchmarks/agreement.py --keep DIR          # exact effects are kept in DIR and found there the next time
     python benchmarks/agreement.py --tasks ioi --pairs 3 --methods attribution relp secant
@@ -29,7 +29,7 @@ def truth(model, task, kinds, folder: Path | None):
     """Exact effects of each kind, from the folder where they are there."""
     found = {}
     for kind in kinds:
-        path = folder and folder / f"{task.name}-{len(task)}-{task.seed}-{kind.replace(' ', '_')}.safetensors"
+        path = folder and folder / f"{model.cfg.model_name}-{task.name}-{len(task)}-{task.seed}-{kind.replace(' ', '_')}.safetensors"
         if path and path.exists():
             found[kind] = interp.results.load(path)
         else:
@@ -41,6 +41,7 @@ def truth(model, task, kinds, folder: Path | None):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="smollm2")
     parser.add_argument("--tasks", nargs="+", default=TASKS)
     parser.add_argument("--kinds", nargs="+", default=KINDS)
     parser.add_argument("--methods", nargs="+", default=[name for name in METHODS if "activations" not in name])
@@ -51,7 +52,7 @@ def main() -> None:
     torch.set_num_threads(1)
     if arguments.keep:
         arguments.keep.mkdir(parents=True, exist_ok=True)
-    model = interp.load("smollm2", device="cpu")
+    model = interp.load(arguments.model, device="cpu")
     tables = []
     for name in arguments.tasks:
         task = interp.task(name, model, n=arguments.pairs, seed=arguments.seed)
