@@ -29,7 +29,8 @@ def truth(model, task, kinds, folder: Path | None):
     """Exact effects of each kind, from the folder where they are there."""
     found = {}
     for kind in kinds:
-        path = folder and folder / f"{model.cfg.model_name}-{task.name}-{len(task)}-{task.seed}-{kind.replace(' ', '_')}.safetensors"
+        about = f"{model.cfg.model_name}-{task.name}-{len(task)}-{task.seed}-{kind.replace(' ', '_')}"
+        path = folder and folder / f"{about}.safetensors"
         if path and path.exists():
             found[kind] = interp.results.load(path)
         else:
