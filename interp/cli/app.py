@@ -60,7 +60,9 @@ app = typer.Typer(
 
 _MOST, _DIGITS = 100_000, 10
 
-out, err = Console(), Console(stderr=True, highlight=False)
+# in a file or a pipe a table is wide enough for its words
+_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
+out, err = Console(width=_WIDTH), Console(stderr=True, highlight=False)
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A known name, a directory, a .gguf file or a hub id.")]
 Examples = Annotated[int, Range(), typer.Option("-n", help="How many prompt pairs.")]
