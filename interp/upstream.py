@@ -260,12 +260,20 @@ def takes_function(model: PreTrainedModel, what: str) -> None:
     Raises:
         UsageError: It computes attention by itself; the message names the part, and what doesn't work.
     """
-    if not getattr(type(model), "_supports_attention_backend", False):
-        part = next((type(m).__name__ for m in model.modules() if "Attention" in type(m).__name__), "attention")
+    found = [module for module in model.modules() if "Attention" in type(module).__name__]
+    # StableLM's attention looks its function up as others do, but its class does not say so
+    if not getattr(type(model), "_supports_attention_backend", False) and not (found and all(map(_looks_up, found))):
+        part = next((type(module).__name__ for module in found), "attention")
         raise UsageError(
             f"{part} of {type(model).__name__} computes attention by itself and can't be given a function, so {what} "
             "does not work with it"
         )
+
+
+def _looks_up(attention: nn.Module) -> bool:
+    """Whether attention calls whatever function the configuration names."""
+    forward = inspect.unwrap(type(attention).forward)
+    return "ALL_ATTENTION_FUNCTIONS" in getattr(getattr(forward, "__code__", None), "co_names", ())
 
 
 def register(name: str, function: Callable[..., Any], like: str | None = None) -> None:

@@ -339,7 +339,7 @@ def experts(tried: Tried) -> None:
 
                 stack.enter_context(one.saying(keep))
             tried.logits(tokens)
-    base = float(task.per_example(tried.logits(task.corrupted)).mean())
+    base = float(task.per_example(tried.logits(task.corrupted)).mean().detach())
 
     @torch.no_grad()
     def effect(layer: int, change: Callable[[Tensor, Tensor], Tensor]) -> float:
