@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -72,6 +73,9 @@ def inside(rules: Rules) -> set[str]:
 
 class Visitor:
     """What happens at the sites of a walk. This one lets everything pass."""
+
+    needs_pattern = True
+    """Whether it reads or replaces patterns. One that nobody needs is never made where no gradient is wanted."""
 
     def enter(self, layer: int, stage: str, first: int, live: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """May append rows to the tensors that are live at a stage; `first` is their first position."""
@@ -205,7 +209,11 @@ class Walk:
         if start:
             keys, values = earlier(layer, k.shape[0])
             k, v_mixed = torch.cat([keys, k], 1), torch.cat([values, v_mixed], 1)
-        z = self._attend(block, q, k, v_mixed, keep, layer, visit)
+        odd = block.softcap is not None or block.sinks is not None
+        if visitor.needs_pattern or odd or torch.is_grad_enabled():
+            z = self._attend(block, q, k, v_mixed, keep, layer, visit)
+        else:
+            z = self._fused(block, q, k, v_mixed, keep)
 
         resid, z = enter("z", resid, z)
         z = visit("z", z)
@@ -248,6 +256,18 @@ class Walk:
             pieces.append(self._mixed(pattern, v[:, :stop], layer, block, first))
             first = stop
         return torch.cat(pieces, 1)
+
+    def _fused(self, block: Block, q: Tensor, k: Tensor, v: Tensor, first: int) -> Tensor:
+        """z "row query head d_head" as `_attend` gives it, but for rounding, by torch's fused attention."""
+        causal = first == 0 and q.shape[1] == k.shape[1] and (block.window is None or block.window >= k.shape[1])
+        groups = q.shape[2] // k.shape[2]
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        if not causal and groups > 1:  # kernels that take masks take no groups
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        mask = None if causal else self.visible[block.window][first : first + q.shape[2], : k.shape[2]]
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=block.scale, enable_gqa=causal and groups > 1
+        ).transpose(1, 2)
 
     def pattern(
         self,

@@ -102,6 +102,8 @@ def activation_statistics(
 class _Sums(Visitor):
     """Adds up, at each input of a linear layer: "kind metric layer channel"."""
 
+    needs_pattern = False
+
     def __init__(self, parts: Parts) -> None:
         self.parts = parts
         self.left: Bool[Tensor, "text pos"] = torch.empty(0, 0, dtype=torch.bool)

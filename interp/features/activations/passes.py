@@ -165,6 +165,8 @@ class _AllRead(Exception):
 class _Reader(Visitor):
     """Keeps the wanted activations and ends the walk behind the last of them."""
 
+    needs_pattern = False
+
     def __init__(self, parts: Parts, places: Iterable[Place], mask: Tensor, dtype: torch.dtype) -> None:
         self.parts, self.mask, self.dtype = parts, mask, dtype
         self.wanted = {("mlp_port" if p.site == MLP_IN else p.site, p.layer): p for p in places}
