@@ -22,6 +22,7 @@ CPU = torch.device("cpu")
 # what torch asks a device for: its types for autocast, and the memory that it has free
 _module = types.ModuleType("privateuseone")
 _module.get_amp_supported_dtype = lambda: [torch.bfloat16]
+_module._is_in_bad_fork, _module.manual_seed_all = lambda: False, lambda seed: None
 _module.mem_get_info = lambda device=None: (1 << 30, 2 << 30)
 if not hasattr(torch, "privateuseone"):
     torch._register_device_module("privateuseone", _module)

@@ -133,9 +133,10 @@ def stream(
         if not 0 <= layer < parts.graph.n_layers:
             raise UsageError(f"layer {layer} is out of range: the model has layers 0 to {parts.graph.n_layers - 1}")
     tokens = tokens.to(parts.device)
+    there = {name: mark.to(parts.device) for name, mark in (marks or {}).items()}
 
     def shown(layer: int, pattern: Tensor, first: int) -> None:
-        see(Patterns(layer, pattern, first, tokens, marks=marks or {}))
+        see(Patterns(layer, pattern, first, tokens, marks=there))
 
     walk = Walk(parts, tokens.shape[1], queries_at_once=queries_at_once(parts, tokens))
     with track(max(wanted, default=0) + 1, description) as advance, torch.no_grad():
