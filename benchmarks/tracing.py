@@ -87,12 +87,10 @@ def print_lengths(lengths: list[int], nodes: int, threads: int) -> None:
 
 def print_length(length: int, nodes: int) -> None:
     model = interp.load("smollm2")
-    tokens = corpus("prose", model, 1, length)[0]
+    tokens = corpus("prose", model, 1, length + 1)[0]
     trace(model, PROMPT, max_nodes=8)
-    with torch.no_grad():
-        target = int(model.original_model(tokens[None], logits_to_keep=1).logits[0, -1].argmax())
     before, began = peak(), now()
-    graph = trace(model, tokens, targets=target, max_nodes=nodes)
+    graph = trace(model, tokens[:-1], targets=int(tokens[-1]), max_nodes=nodes)
     seconds, cfg = now() - began, model.cfg
     told = graph.about.get("strongest", {"dropped": 0, "least_kept": 1.0})
     rows = int(graph.nodes["expanded"].sum())
