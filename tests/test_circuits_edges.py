@@ -95,7 +95,7 @@ def test_an_edge_into_a_head_is_a_change_of_that_heads_own_input(family):
         model.set_use_split_qkv_input(False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", [*FAMILIES, "olmo2", "granite", "cohere-qk-norm", "gptj"])
 @pytest.mark.parametrize("ungrouped", [False, True])
 def test_edge_attribution_is_the_derivative_of_the_exact_effect(family, ungrouped):
     """The slope of the exact effect as a port reads a small step towards the other run's write, or away from it."""

@@ -22,7 +22,7 @@ from interp.tracing.linear import order
 from interp.tracing.trace import assembled
 
 TOKENS = [5, 7, 9, 11, 5, 7]
-SHAPES = ("llama", "gpt2", "neox", "neox-sequential", "gemma2", "gemma3", "qwen3")
+SHAPES = ("llama", "gpt2", "neox", "neox-sequential", "gemma2", "gemma3", "qwen3", "olmo2", "granite", "cohere")
 
 
 def missed(graph) -> float:
