@@ -11,8 +11,8 @@ The model of the cost: a call of W operations over n workers takes
 
     seconds = W / (n * speed) + parts / n * a_part + here
 
-with the speed of a worker, what a part costs beside its operations, and what this process does meanwhile. Loading is
-bytes over a rate, once a worker.
+with the speed of a worker, what a part costs beside its operations, and what this process does meanwhile. Before the
+first call each worker starts and loads the model: seconds, and its bytes over a rate.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import argparse
 import json
 import os
 import platform
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,9 +38,9 @@ from interp.tasks import METRICS, Task
 
 LENGTH = 16
 RANDOM = {
-    "321m": {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 18, "num_attention_heads": 16},
-    "982m": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 18, "num_attention_heads": 16},
-    "1.5b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 30, "num_attention_heads": 16},
+    "321m": {"hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 18, "num_attention_heads": 16},
+    "982m": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 17, "num_attention_heads": 16},
+    "1.5b": {"hidden_size": 2048, "intermediate_size": 5632, "num_hidden_layers": 27, "num_attention_heads": 16},
 }
 """Llamas with random weights and SmolLM2's tokenizer and vocabulary."""
 
@@ -138,21 +139,23 @@ def block_weights(graph: Graph) -> float:
 
 
 def fitted(rows: list[dict[str, float | str]]) -> dict[str, float]:
-    """Operations a second, seconds a part, seconds here, and bytes a second of loading: least squares, medians."""
-    with_workers = [row for row in rows if row["workers"] != "none"]
-    alone = [row for row in rows if row["workers"] == "none"]
-    speeds = sorted(float(row["operations"]) / float(row["here"]) for row in alone)
+    """Operations a second, seconds a part and here, seconds until a worker is up and bytes a second that it loads."""
+    alone = {row["model"]: row for row in rows if row["workers"] == "none"}
+    shared = [row for row in rows if row["workers"] != "none"]
+    speeds = [float(row["operations"]) / float(row["here"]) for row in alone.values()]
     extra = []
-    for row in with_workers:
-        same = next(one for one in alone if one["model"] == row["model"])
-        parts = 4 * int(row["workers"])
-        extra.append((float(row["all workers"]) + float(row["here"]) - float(same["here"])) / parts)
-    rates = sorted(4 * float(row["parameters"]) / float(row["loading"]) for row in with_workers)
+    for row in shared:
+        more = float(row["all workers"]) + float(row["here"]) - float(alone[row["model"]]["here"])
+        extra.append(more / (4 * int(row["workers"])))
+    loaded = torch.tensor([[4 * float(row["parameters"]), 1.0] for row in shared], dtype=torch.float64)
+    loading = torch.tensor([[float(row["loading"])] for row in shared], dtype=torch.float64)
+    slope, start = torch.linalg.lstsq(loaded, loading).solution[:, 0].tolist()  # two models at least
     return {
-        "operations_a_second": speeds[len(speeds) // 2],
-        "seconds_a_part": sorted(extra)[len(extra) // 2],
-        "seconds_here": sorted(float(row["here"]) for row in with_workers)[len(with_workers) // 2],
-        "bytes_a_second_loaded": rates[len(rates) // 2],
+        "operations_a_second": statistics.median(speeds),
+        "seconds_a_part": statistics.median(extra),
+        "seconds_here": statistics.median(float(row["here"]) for row in shared),
+        "seconds_up": start,
+        "bytes_a_second_loaded": 1 / slope,
     }
 
 
@@ -186,7 +189,9 @@ def save_random(name: str, folder: Path) -> None:
     import transformers as hf
 
     tokenizer = interp.load("smollm2").tokenizer
-    config = hf.LlamaConfig(vocab_size=len(tokenizer), max_position_embeddings=2048, **RANDOM[name])
+    config = hf.LlamaConfig(
+        vocab_size=len(tokenizer), max_position_embeddings=2048, tie_word_embeddings=True, **RANDOM[name]
+    )
     config.architectures = ["LlamaForCausalLM"]
     torch.manual_seed(0)
     hf.LlamaForCausalLM(config).save_pretrained(folder)

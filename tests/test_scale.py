@@ -35,6 +35,7 @@ from interp.engine.sweep import Part, finer
 from interp.errors import InterpError, UsageError
 from interp.features import ARCHITECTURES, TopK, TrainSettings, train
 from interp.features.activations.rows import rows_of
+from interp.patching import experiment
 from interp.scale.address import Address
 from interp.scale.files import Files, Missing, stored
 
@@ -179,6 +180,33 @@ def test_a_worker_killed_in_a_sweep_loses_nothing(model, two, monkeypatch, tmp_p
     assert len(killed) == 1
     assert not set(killed) & set(two.pool.pids.values())
     assert not (tmp_path / "sweep").exists()
+    xr.testing.assert_equal(there, here)
+
+
+@needs_ray
+def test_an_interrupted_sweep_goes_on_from_its_checkpoint_with_the_same_workers(model, two, monkeypatch, tmp_path):
+    task, options = random_task(n=4), {"by_position": True, "max_memory": 300_000, "checkpoint": tmp_path / "sweep"}
+    here, track, done = interp.patching.activation(model, task, "heads", **options), experiment.track, []
+
+    @contextlib.contextmanager
+    def interrupted(total, what):
+        def advance(cells):
+            done.append(total)
+            if len(done) == 3:
+                raise KeyboardInterrupt
+
+        yield advance
+
+    with used(two):
+        monkeypatch.setattr(experiment, "track", interrupted)
+        with pytest.raises(KeyboardInterrupt) as kept:
+            interp.patching.activation(model, task, "heads", **options)
+        assert (tmp_path / "sweep").exists()
+        there = interp.patching.activation(model, task, "heads", **options)
+    assert kept.type is KeyboardInterrupt
+    assert done[3] < done[0]
+    assert len(two.pool.idle) + len(two.pool.starting) == 2
+    monkeypatch.setattr(experiment, "track", track)
     xr.testing.assert_equal(there, here)
 
 

@@ -51,6 +51,7 @@ class Pool:
         self._class = ray.remote(actor()).options(max_restarts=0, scheduling_strategy="SPREAD", **resources)
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
+        self.running: dict[Any, tuple[Any, int]] = {}
         self.pids: dict[Any, int] = {}
         self._numbers = itertools.count()
         self._sent: dict[str, dict[str, list[Any]]] = {}
@@ -70,7 +71,9 @@ class Pool:
         job = Job(next(self._numbers), begin, self._wanted(model), given)
         references = [self.ray.put(job)]
         waiting, died = deque(range(len(parts))), Counter[int]()
+        self._abandon()
         running: dict[Any, tuple[Any, int]] = {}
+        self.running = running
         try:
             while waiting or running:
                 while waiting and self.idle:
@@ -101,14 +104,21 @@ class Pool:
                         self.idle.append(worker)
                         yield number, result
         except BaseException:
-            for worker, _ in running.values():
-                self.ray.kill(worker)
-                self._replace(worker)
+            if self.running is running:
+                self._abandon()
             raise
+
+    def _abandon(self) -> None:
+        """Stops what still runs for a call that was given up, perhaps without a word, as by Ctrl-C in its caller."""
+        for worker, _ in self.running.values():
+            self.ray.kill(worker)
+            self._replace(worker)
+        self.running = {}
 
     @contextmanager
     def together(self, begin: Callable[..., Callable[[Any], Any]], given: tuple) -> Iterator[Together]:
         """All workers at the same work; see `interp.engine.spread.Elsewhere.together`."""
+        self._abandon()
         self._await()
         workers, self.idle = self.idle, []
         busy: dict[Any, Any] = {}
@@ -161,7 +171,7 @@ class Pool:
 
     def close(self) -> None:
         """Ends the workers."""
-        for worker in (*self.idle, *self.starting.values()):
+        for worker in (*self.idle, *self.starting.values(), *(worker for worker, _ in self.running.values())):
             self.ray.kill(worker)
 
     def _hire(self) -> None:
