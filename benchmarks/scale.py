@@ -95,8 +95,9 @@ def measured(name: str, folder: Path, args: argparse.Namespace) -> list[dict[str
             interp.patching.activation(model, task, "mlp_out", layers=[graph.n_layers - 1])
             loading = (sum(used(pids)) - before) / n
             row = {**about, "workers": str(n), "loading": loading, **best(sweep, pids, args.repeat)}
+            empty = seconds_of_an_empty_part(cluster)
         rows.append(row)
-        print(f"{name}, {n} workers: up in {up:.1f} s of the clock", flush=True)
+        print(f"{name}, {n} workers: up in {up:.1f} s of the clock; {1e3 * empty:.2f} ms an empty part", flush=True)
     return rows
 
 
@@ -111,6 +112,17 @@ def best(work: Callable[[], None], pids: list[int], repeat: int) -> dict[str, fl
         found.append((time.process_time() - here, max(each, default=0.0), sum(each), clock))
     here, busiest, every, clock = min(found, key=lambda one: one[0] + one[2])
     return {"here": here, "busiest": busiest, "all workers": every, "clock": clock}
+
+
+def seconds_of_an_empty_part(cluster: interp.scale.Cluster, n: int = 500) -> float:
+    """Processor time of this process for handing out a part that does nothing, and for taking it back."""
+    began = time.process_time()
+    list(cluster.compute(nothing, None, (), range(n)))
+    return (time.process_time() - began) / n
+
+
+def nothing(model: None) -> Callable[[int], int]:
+    return lambda part: part
 
 
 def used(pids: list[int]) -> list[float]:

@@ -409,9 +409,21 @@ def test_models_that_workers_can_not_load_are_refused(folder, model, two):
         interp.patching.activation(boot(hugging_face_model("llama")), task)
     changed = interp.load(folder)
     with torch.no_grad():
-        changed.original_model.lm_head.weight[0] += 1
-    with used(two), pytest.raises(InterpError, match=r"loaded from .*tiny has the fingerprint .* weights were changed"):
+        changed.original_model.lm_head.weight[0, 0] *= 1 + 1e-6
+    with used(two), pytest.raises(InterpError, match=r"loaded from .*tiny has other weights .* changed after"):
         interp.patching.activation(changed, task)
+
+
+@needs_ray
+def test_the_same_weights_in_another_precision_are_another_model(folder, two):
+    task = random_task(n=2)
+    for dtype in (torch.float64, torch.float32):
+        model = interp.load(folder, dtype=dtype)
+        here = interp.patching.activation(model, task, "mlp_out", layers=[1], per_example=True)
+        with used(two):
+            there = interp.patching.activation(model, task, "mlp_out", layers=[1], per_example=True)
+        assert there.dtype == here.dtype
+        np.testing.assert_allclose(there, here, rtol=1e-12 if dtype == torch.float64 else 1e-5, atol=1e-6)
 
 
 @needs_ray

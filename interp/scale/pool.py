@@ -11,12 +11,12 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
-from interp.engine.identity import identity, versions
+from interp.engine.identity import versions
 from interp.engine.spread import Died, Together
 from interp.errors import InterpError, UsageError
 from interp.models._origin import origin
 from interp.scale.files import Files, Missing, stored
-from interp.scale.worker import Job, Wanted, actor
+from interp.scale.worker import Job, Wanted, actor, named_weights
 
 __all__ = ["Pool"]
 
@@ -243,15 +243,15 @@ class Pool:
                 f"this model has plans in force ({', '.join(plan.method for plan in deployed.plans)}), and the models "
                 "that a cluster's workers load have none; give the model as interp.deploy made it"
             )
-        found = identity(model) if deployed is None else deployed.fingerprint
+        found = named_weights(model)
         files = Files.of(how.name) if os.path.isabs(how.name) else None
         return Wanted(how, found, files, self._sent.get(found))
 
     def _with_files(self, wanted: Wanted) -> Wanted:
         assert wanted.files is not None
-        if wanted.fingerprint not in self._sent:
-            self._sent = {wanted.fingerprint: stored(wanted.files, self.ray.put)}
-        return replace(wanted, sent=self._sent[wanted.fingerprint])
+        if wanted.weights not in self._sent:
+            self._sent = {wanted.weights: stored(wanted.files, self.ray.put)}
+        return replace(wanted, sent=self._sent[wanted.weights])
 
 
 def _first_line(error: BaseException) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from interp.engine.identity import exactly, identity
 from interp.errors import InterpError
 from interp.models._origin import Origin
 from interp.scale.files import Files
 
-__all__ = ["Job", "Wanted", "actor", "compute"]
+__all__ = ["Job", "Wanted", "actor", "compute", "named_weights"]
 
 
 @dataclass(frozen=True)
@@ -20,13 +22,13 @@ class Wanted:
 
     Args:
         origin: How it is loaded.
-        fingerprint: Which weights it has then.
+        weights: Which weights it has then, to the last bit; see `named_weights`.
         files: The files of a folder or file; None for what is loaded by its name.
         sent: References to their pieces, if a node had not the files.
     """
 
     origin: Origin
-    fingerprint: str
+    weights: str
     files: Files | None = None
     sent: dict[str, list[Any]] | None = None
 
@@ -44,7 +46,7 @@ class Job:
 class _Held:
     """What this process has loaded and begun."""
 
-    fingerprint: str | None = None
+    loaded: tuple[Origin, str] | None = None
     model: Any = None
     job: int | None = None
     work: Callable[[Any], Any] | None = None
@@ -75,26 +77,34 @@ def compute(references: list[Any], number: int, part: Any, get: Callable[[Any], 
 def _model(wanted: Wanted, get: Callable[[Any], Any]) -> Any:
     import torch
 
-    from interp.engine.identity import identity
     from interp.models import load
 
-    if _Held.fingerprint != wanted.fingerprint:
-        _Held.model = _Held.fingerprint = None
+    if _Held.loaded != (wanted.origin, wanted.weights):
+        _Held.model = _Held.loaded = None
         how = wanted.origin
         name = how.name if wanted.files is None else wanted.files.found(wanted.sent, get)
         try:
             model = load(name, device=how.device, dtype=getattr(torch, how.dtype), accept_license=how.accept_license)
         except InterpError as error:
             raise InterpError(f"the worker on {platform.node()} could not load {how.name}: {error}") from error
-        found = identity(model)
-        if found != wanted.fingerprint:
+        deployed = wanted.weights.startswith("deployed")
+        found = f"deployed {identity(model)}" if deployed else named_weights(model)
+        if found != wanted.weights:
             raise InterpError(
-                f"the model that the worker on {platform.node()} loaded from {how.name} has the fingerprint {found}, "
-                f"the one here {wanted.fingerprint}: its weights were changed after it was loaded, or differ there; "
-                "save it to a folder and load it from there"
+                f"the model that the worker on {platform.node()} loaded from {how.name} has other weights than the one "
+                f"here (their digests are {found} and {wanted.weights}): they were changed after it was loaded, or "
+                "differ there; save it to a folder and load it from there"
             )
-        _Held.model, _Held.fingerprint = model, found
+        _Held.model, _Held.loaded = model, (wanted.origin, wanted.weights)
     return _Held.model
+
+
+def named_weights(model: Any) -> str:
+    """A short name of a bridge's weights, to the last bit; of a deployed model that of what it was deployed from."""
+    deployed = getattr(model, "deployment", None)
+    if deployed is not None:
+        return f"deployed {deployed.fingerprint}"
+    return hashlib.sha256(exactly(model).encode()).hexdigest()[:16]
 
 
 def actor() -> type:
