@@ -9,10 +9,10 @@ disturb less than the clock's; the clock's stand beside them. The best of the re
 
 The model of the cost: a call of W operations over n workers takes
 
-    seconds = W / (n * speed) + parts / n * a_part + here
+    seconds = W / (n * speed) + parts / n * a_part + parts * empty + here
 
-with the speed of a worker, what a part costs beside its operations, and what this process does meanwhile. Before the
-first call each worker starts and loads the model: seconds, and its bytes over a rate.
+with the speed of a worker, what a part costs beside its operations, what it takes to hand one out, and what this
+process does besides. Before the first call each worker starts and loads the model: seconds, and its bytes over a rate.
 """
 
 from __future__ import annotations
@@ -159,16 +159,17 @@ def fitted(rows: list[dict[str, float | str]]) -> dict[str, float]:
     for row in shared:
         more = float(row["all workers"]) + float(row["here"]) - float(alone[row["model"]]["here"])
         extra.append(more / (4 * int(row["workers"])))
-    loaded = torch.tensor([[4 * float(row["parameters"]), 1.0] for row in shared], dtype=torch.float64)
-    loading = torch.tensor([[float(row["loading"])] for row in shared], dtype=torch.float64)
-    slope, start = torch.linalg.lstsq(loaded, loading).solution[:, 0].tolist()  # two models at least
-    return {
+    found = {
         "operations_a_second": statistics.median(speeds),
         "seconds_a_part": statistics.median(extra),
         "seconds_here": statistics.median(float(row["here"]) for row in shared),
-        "seconds_up": start,
-        "bytes_a_second_loaded": 1 / slope,
     }
+    if len(alone) > 1:  # else what loading costs and what starting does can't be told apart
+        loaded = torch.tensor([[4 * float(row["parameters"]), 1.0] for row in shared], dtype=torch.float64)
+        loading = torch.tensor([[float(row["loading"])] for row in shared], dtype=torch.float64)
+        slope, start = torch.linalg.lstsq(loaded, loading).solution[:, 0].tolist()
+        found |= {"seconds_up": start, "bytes_a_second_loaded": 1 / slope}
+    return found
 
 
 def random_pairs(n: int) -> Task:
