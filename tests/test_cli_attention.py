@@ -78,7 +78,7 @@ def test_attention_shows_two_prompts_side_by_side(tmp_path):
         (["attention", "a b", "--head", "23"], "as in 23.3"),
         (["attention", "cat dog", "--head", "5.0", "--model", "toy-induction"], "layer 5"),
         (["sinks", "--text", "novels"], "unknown corpus 'novels'"),
-        (["sinks", "--model", "toy-induction", "--text", "random", "--threshold", "3"], "between 0 and 1, got 3.0"),
+        (["sinks", "--model", "toy-induction", "--text", "random", "--threshold", "3"], "a number from 0 up to 1"),
         (["retrieval-heads", "--depths", "high"], "can't read the depths 'high'"),
         (["retrieval-heads", "--model", "toy-induction", "--lengths", "100"], "100 tokens"),
         (["retrieval-heads", "--by", "magic"], "unknown way to find them (--by) 'magic'"),

@@ -120,7 +120,7 @@ def refusal(arguments):
     return words
 
 
-COMMANDS_WITH_MODEL = [path for path in COMMANDS if path not in [("methods",)]]
+COMMANDS_WITH_MODEL = [path for path, one in COMMANDS.items() if any("--model" in each.opts for each in one.params)]
 
 
 @pytest.mark.parametrize("path", COMMANDS_WITH_MODEL, ids=" ".join)

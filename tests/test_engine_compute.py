@@ -19,6 +19,8 @@ from interp.engine.verify import verified
 from interp.errors import UsageError
 from interp.patching import attribution
 
+MIXTURES = ("mixtral", "qwen2-moe", "qwen3-moe", "olmoe", "gpt-oss")
+
 
 def pair(family, dtype=torch.bfloat16):
     """A model in half precision, and one in float32 with the same rounded weights."""
@@ -46,11 +48,18 @@ def test_estimates_are_those_of_the_float32_model_with_the_same_weights(family):
     assert {weight.dtype for weight in half.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("family", MORE)
+@pytest.mark.parametrize("family", [name for name in MORE if name not in MIXTURES])
 def test_families_that_differ_in_single_parts_do_so_in_float32(family):
     half, whole = pair(family)
     task = random_task(n=2)
     close(attribution(half, task, rules="relp", compute="float32"), attribution(whole, task, rules="relp"))
+
+
+@pytest.mark.parametrize("family", MIXTURES)
+def test_a_mixture_of_experts_says_that_it_must_be_loaded_in_float32(family):
+    half, _ = pair(family)
+    with pytest.raises(UsageError, match=r"a mixture of experts holds many in one; load the model with"):
+        attribution(half, random_task(n=2), compute="float32")
 
 
 @pytest.mark.parametrize("rules", [name for name in RULE_SETS if name not in ("gradient", "relp")])

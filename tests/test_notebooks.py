@@ -26,7 +26,7 @@ SMALLER = {
         "n=6, length=96": "n=1, length=64",
         "steps=600": "steps=10",
         "lengths=(256,), n=1)": "lengths=(128,), depths=(0.5,), n=1)",
-        "lengths=(256,), depths=(0.2, 0.5, 0.8)": "lengths=(128,), depths=(0.5,)",
+        "lengths=(256,), depths=(0.2, 0.5, 0.8)": "lengths=(256,), depths=(0.2, 0.8)",
         "ks=(0, 2, 8), draws=2, texts=2": "ks=(0, 2), draws=1, texts=1",
     },
     "05_dictionaries": {

@@ -215,15 +215,15 @@ def test_a_small_budget_and_an_interruption_change_nothing(model, prompts, tmp_p
     whole = feature_effects(model, prompts, one, "exact")
     small = feature_effects(model, prompts, one, "exact", max_memory=200_000)
     np.testing.assert_allclose(small, whole, atol=1e-6)
-    run, calls = Sweep._run_examples, []
+    compute, calls = Sweep.compute, []
 
-    def stops(self, examples, wanted):
-        calls.append(wanted)
+    def stops(self, part):
+        calls.append(part)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        yield from run(self, examples, wanted)
+        return compute(self, part)
 
-    monkeypatch.setattr(Sweep, "_run_examples", stops)
+    monkeypatch.setattr(Sweep, "compute", stops)
     with pytest.raises(KeyboardInterrupt):
         feature_effects(model, prompts, one, "exact", checkpoint=file)
     assert file.exists()

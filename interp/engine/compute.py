@@ -85,6 +85,11 @@ def in_compute(parts: Parts, compute: str | None) -> Parts:
         raise unknown_name("precision to compute in", str(compute), COMPUTE)
     if compute is None or parts.dtype not in HALF:
         return parts
+    if parts.graph.n_experts:
+        raise UsageError(
+            "compute='float32' casts a matrix at a time, and a mixture of experts holds many in one; load the model "
+            "with dtype=torch.float32 instead"
+        )
     return replace(
         parts,
         dtype=torch.float32,
