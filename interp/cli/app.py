@@ -60,9 +60,14 @@ app = typer.Typer(
 
 _MOST, _DIGITS = 100_000, 10
 
-# in a file or a pipe a table is wide enough for its words
-_WIDTH = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140
-out, err = Console(width=_WIDTH), Console(stderr=True, highlight=False)
+
+def _width(stream: Any) -> int | None:
+    """In a file or a pipe a table is wide enough for its words; a terminal says itself how wide it is."""
+    return None if stream.isatty() or "COLUMNS" in os.environ else 140
+
+
+out = Console(width=_width(sys.stdout))
+err = Console(stderr=True, highlight=False, width=_width(sys.stderr))
 
 Model = Annotated[str, typer.Option("--model", "-m", help="A known name, a directory, a .gguf file or a hub id.")]
 Examples = Annotated[int, Range(), typer.Option("-n", help="How many prompt pairs.")]
